@@ -1,0 +1,32 @@
+from .deployment import Deployment as Deployment
+from .drift_report import DriftReport as DriftReport
+from .errors import DriftError as DriftError
+from .errors import GateError as GateError
+from .errors import InputError as InputError
+from .errors import InvalidName as InvalidName
+from .errors import NbdeployError as NbdeployError
+from .errors import NotFound as NotFound
+from .errors import PortBusy as PortBusy
+from .errors import RehearsalError as RehearsalError
+from .errors import SaveError as SaveError
+from .errors import ServiceError as ServiceError
+from .gate import Check as Check
+from .gate import GateResult as GateResult
+from .gate import check as check
+from .model_store import ModelVersion as ModelVersion
+from .model_store import versions as versions
+from .panel_view import panel as panel
+from .signature import Column as Column
+from .signature import Signature as Signature
+from .workflow import deploy as deploy
+from .workflow import drift as drift
+from .workflow import logs as logs
+from .workflow import predict as predict
+from .workflow import predictions as predictions
+from .workflow import save as save
+from .workflow import serve as serve
+from .workflow import status as status
+from .workflow import stop as stop
+from .workflow import validate as validate
+
+__version__: str

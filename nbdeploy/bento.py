@@ -1,0 +1,76 @@
+"""Every version is also a Bento, so that BentoML alone can list, serve, containerize and export it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from nbdeploy import artifact, processes
+from nbdeploy.errors import NbdeployError
+from nbdeploy.home import bentoml_home, folder, lock
+from nbdeploy.model_store import ModelVersion, get
+
+
+def build_in_background(version: ModelVersion) -> None:
+    """Build the Bento in a process of its own, which ends by itself; `wait` waits for it."""
+    log = folder("run", version.name) / "bento.log"
+    with open(os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "nbdeploy.bento", version.name, version.version],
+            cwd=log.parent, env=processes.environment(), stdin=subprocess.DEVNULL,
+            stdout=output, stderr=subprocess.STDOUT, start_new_session=True, umask=0o077,
+        )  # fmt: skip
+    processes.reap(child)
+
+
+def build(version: ModelVersion) -> None:
+    """Build the Bento of `version` unless it is there already.
+
+    Raises
+    ------
+    NbdeployError
+        BentoML refuses to build it.
+    """
+    with lock("bento", version.name):
+        if _path(version).is_dir():
+            return
+        import bentoml
+        from bentoml.exceptions import BentoMLException
+
+        with tempfile.TemporaryDirectory(dir=folder("run"), prefix="bento-") as context:
+            shutil.copyfile(version.path / artifact.SERVICE, Path(context) / artifact.SERVICE)
+            packages = [f"{name}=={number}" for name, number in version.provenance.get("versions", {}).items()]
+            try:
+                bentoml.build(
+                    service=artifact.SERVICE,
+                    name=version.name,
+                    version=version.version,
+                    build_ctx=context,
+                    include=[artifact.SERVICE],
+                    models=[version.tag],
+                    labels={"nbdeploy": "version", "digest": version.digest[:63]},
+                    # Locking would resolve against an index, over the network.
+                    python={"packages": packages, "lock_packages": False},
+                )
+            except BentoMLException as error:
+                msg = f"BentoML cannot build a Bento of {version.tag}: {error}"
+                raise NbdeployError(msg, "The version itself is saved and can be served.") from error
+
+
+def wait(name: str) -> None:
+    """Return when no Bento of `name` is being built."""
+    with suppress(NbdeployError), lock("bento", name, timeout=30):
+        pass
+
+
+def _path(version: ModelVersion) -> Path:
+    return bentoml_home() / "bentos" / version.name / version.version
+
+
+if __name__ == "__main__":
+    build(get(sys.argv[1], sys.argv[2]))

@@ -1,0 +1,318 @@
+"""Running services: started detached, found again from any process, stopped without a trace."""
+
+from __future__ import annotations
+
+import html
+import http.client
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from nbdeploy import processes
+from nbdeploy.artifact import SERVICE, failure
+from nbdeploy.errors import NotFound, PortBusy, ServiceError, did_you_mean
+from nbdeploy.home import check_name, folder, home, lock, read_json, write_atomic, write_json
+from nbdeploy.model_store import ModelVersion, Staged, service_class
+
+HOST = "127.0.0.1"
+START_TIMEOUT = 120.0
+STOP_GRACE = 32.0  # a little more than the supervisor gives its workers
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A running service.
+
+    Attributes
+    ----------
+    name, version : str
+        ``flight-delay`` and the version that answers, ``v1``.
+    url : str
+        Without a trailing slash.
+    pid : int
+        Of the supervisor. With `started` and `token` it is an identity that a recycled pid cannot take.
+    log : str
+        The file that the service writes what it has to say to.
+    since : str
+        When it was started, ISO 8601, UTC.
+    """
+
+    name: str
+    version: str
+    digest: str
+    url: str
+    pid: int
+    started: float
+    token: str
+    log: str
+    since: str
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is still there."""
+        return processes.is_ours(self.pid, self.started, self.token)
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers."""
+        return _answers(self.port, timeout=2)
+
+    @property
+    def state(self) -> str:
+        """``live``, ``starting`` (a worker is being replaced) or ``stopped``."""
+        if not self.alive:
+            return "stopped"
+        return "live" if self.ready else "starting"
+
+    def to_dict(self) -> dict[str, Any]:
+        facts = {key: value for key, value in asdict(self).items() if key not in ("token", "started")}
+        return {**facts, "state": self.state}
+
+    def __repr__(self) -> str:
+        return f"Deployment({self.name}:{self.version} {self.state} at {self.url}, pid {self.pid})"
+
+    def _repr_html_(self) -> str:
+        url, name = html.escape(self.url), html.escape(f"{self.name}:{self.version}")
+        return f'<b>{name}</b> {self.state} at <a href="{url}" target="_blank" rel="noopener">{url}</a>'
+
+
+def find(name: str) -> Deployment | None:
+    """The running deployment of that name, or None."""
+    facts = read_json(_state_path(name))
+    if facts is None:
+        return None
+    known = {field.name for field in fields(Deployment)}
+    deployment = Deployment(**{key: value for key, value in facts.items() if key in known})
+    return deployment if deployment.alive else None
+
+
+def get(name: str) -> Deployment:
+    """The running deployment of that name.
+
+    Raises
+    ------
+    NotFound
+        With the closest running name.
+    """
+    if (deployment := find(name)) is not None:
+        return deployment
+    running = [other.name for other in running_deployments()]
+    if not running:
+        raise NotFound(f"no deployment {name!r} is running, nor any other", f"Start it: %deploy serve {name}.")
+    raise NotFound(f"no deployment {name!r} is running", did_you_mean(name, running))
+
+
+def running_deployments() -> list[Deployment]:
+    """Every deployment that runs, by name."""
+    stems = sorted(path.stem for path in (home() / "deployments").glob("*.json"))
+    return [found for stem in stems if (found := find(stem)) is not None]
+
+
+@contextmanager
+def launch(
+    subject: ModelVersion | Staged,
+    *,
+    port: int | None = None,
+    on_wait: Callable[[], None] = lambda: None,
+) -> Iterator[Callable[[ModelVersion], Deployment]]:
+    """Start a service on probation; it is ended after the block unless it was kept.
+
+    The block gets a function that keeps the service, given the version to serve from then on. For a
+    staged version the worker's start is its rehearsal: one process imports the model's libraries once.
+
+    Parameters
+    ----------
+    port : int, optional
+        The wished port. By default the one that it had, or a free one.
+    on_wait
+        Called about every 0.05 s while waiting.
+
+    Raises
+    ------
+    PortBusy
+        With who holds the port, where it is one of ours.
+    ServiceError
+        It did not become ready; the end of its log is in ``details``.
+    SaveError
+        The version could not be loaded or did not answer as the kernel did.
+    """
+    name = subject.name
+    run = folder("run", name)
+    spec_path, outcome, log_path = run / "spec.json", run / "outcome.json", run / "service.log"
+    listener = _listen(name, port, (read_json(spec_path) or {}).get("port", 0))
+    token = secrets.token_hex(16)
+    metrics = run / "metrics"
+    shutil.rmtree(metrics, ignore_errors=True)
+    metrics.mkdir(mode=0o700)
+    outcome.unlink(missing_ok=True)
+    spec = {
+        "name": name, "version": subject.version, "files": dict(subject.files), "outcome": str(outcome),
+        "folder": str(run), "service": f"service:{service_class(name)}",
+        "descriptor": listener.fileno(), "port": listener.getsockname()[1], "metrics": str(metrics),
+    }  # fmt: skip
+    origin = subject.folder if isinstance(subject, Staged) else subject.path
+    write_atomic(run / SERVICE, (origin / SERVICE).read_bytes())
+    # A rehearsal answers the whole sample; a later start proves itself on its first rows.
+    write_json(spec_path, {**spec, "path": str(origin), **({"rows": None} if isinstance(subject, Staged) else {})})
+    with suppress(FileNotFoundError):
+        log_path.replace(run / "service.log.1")
+    try:
+        with open(os.open(log_path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600), "wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "nbdeploy.supervisor", str(spec_path)],
+                cwd=run, env=processes.environment(**{processes.IDENTITY: token}), stdin=subprocess.PIPE,
+                stdout=log, stderr=subprocess.STDOUT, pass_fds=[listener.fileno()], start_new_session=True, umask=0o077,
+            )  # fmt: skip
+        bound = listener.getsockname()[1]
+    finally:
+        listener.close()
+    kept = False
+
+    def keep(version: ModelVersion) -> Deployment:
+        nonlocal kept
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        deployment = Deployment(
+            name, version.version, version.digest, f"http://{HOST}:{bound}", process.pid, processes.started(process.pid), token,
+            str(log_path), now,
+        )  # fmt: skip
+        write_json(spec_path, {**spec, "path": str(version.path)})
+        write_json(_state_path(name), asdict(deployment))
+        stdin = process.stdin
+        assert stdin is not None  # noqa: S101
+        stdin.write(b"keep\n")
+        stdin.close()
+        kept = True
+        return deployment
+
+    try:
+        _await_ready(process, bound, name, outcome, log_path, on_wait)
+        yield keep
+    finally:
+        if not kept:
+            processes.end(processes.family(process.pid, token), grace=5, first=_as_psutil(process.pid))
+            with suppress(Exception):
+                process.wait(5)
+            if process.stdin is not None:
+                process.stdin.close()
+        processes.reap(process)
+
+
+def stop(name: str) -> Deployment:
+    """End a deployment and every process of it; requests in flight are answered first.
+
+    Raises
+    ------
+    NotFound
+        It is not running.
+    """
+    with lock("serve", check_name(name)):
+        deployment = get(name)
+        processes.end(
+            processes.family(deployment.pid, deployment.token), grace=STOP_GRACE, first=_as_psutil(deployment.pid)
+        )
+        _state_path(name).unlink(missing_ok=True)
+        shutil.rmtree(home() / "run" / name / "metrics", ignore_errors=True)
+        return deployment
+
+
+def log_tail(name: str, lines: int = 50) -> str:
+    """The last lines that the service wrote, running or not.
+
+    Raises
+    ------
+    NotFound
+        It never ran.
+    """
+    path = home() / "run" / check_name(name) / "service.log"
+    if not path.is_file():
+        known = [folder.parent.name for folder in (home() / "run").glob("*/service.log")]
+        raise NotFound(f"no deployment {name!r} has a log", did_you_mean(name, known))
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+
+
+# -- helpers ------------------------------------------------------------------------------------------------
+
+
+def _listen(name: str, port: int | None, former: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        try:
+            listener.bind((HOST, former if port is None else port))
+        except OSError:
+            if port is not None:
+                raise
+            listener.bind((HOST, 0))  # its former port went to somebody else
+        listener.listen(2048)  # taken for good now: SO_REUSEADDR lets two sockets bind as long as neither listens
+    except OverflowError as error:
+        listener.close()
+        raise PortBusy(f"{port} is not a port", "Choose 1 to 65535, or leave --port out.") from error
+    except OSError as error:
+        listener.close()
+        holder = next((other for other in running_deployments() if other.port == port), None)
+        who = f"the deployment {holder.name!r}" if holder else f"another program ({error.strerror})"
+        msg = f"port {port} for {name!r} is taken by {who}"
+        raise PortBusy(msg, "Choose another, or leave --port out for a free one.") from error
+    listener.set_inheritable(True)
+    return listener
+
+
+def _await_ready(
+    process: subprocess.Popen[bytes], port: int, name: str, outcome: Path, log: Path, on_wait: Callable[[], None]
+) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    while True:
+        code = process.poll()
+        if code is not None:
+            said = log.read_text(errors="replace")[-4000:]
+            if (reason := read_json(outcome)) is not None:
+                raise failure(reason, code, said)
+            last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
+            msg = f"{name} did not start (exit code {code}): {last:.200}"
+            raise ServiceError(msg, f"Its whole log: %deploy logs {name}.", said)
+        if _answers(port, timeout=0.5):
+            return
+        if time.monotonic() > deadline:
+            msg = f"{name} was not ready within {START_TIMEOUT:.0f} s and was ended"
+            raise ServiceError(msg, f"See %deploy logs {name}.", log.read_text(errors="replace")[-4000:])
+        on_wait()
+        time.sleep(0.02)
+
+
+def _answers(port: int, timeout: float) -> bool:
+    # Not urllib: it would ask a proxy of the environment. While a worker starts, the request waits in the
+    # listening socket's queue and is answered the moment that the worker is there.
+    connection = http.client.HTTPConnection(HOST, port, timeout=timeout)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _state_path(name: str) -> Path:
+    return folder("deployments") / f"{check_name(name)}.json"
+
+
+def _as_psutil(pid: int) -> Any:
+    import psutil
+
+    with suppress(psutil.Error):
+        return psutil.Process(pid)
+    return None

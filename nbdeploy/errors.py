@@ -1,0 +1,115 @@
+"""What can go wrong, said in one line: what, with which object, what to do.
+
+NbdeployError
+├── InvalidName      a name outside the allowed alphabet
+├── NotFound         an unknown deployment, version, notebook or variable
+├── SaveError        a model or its frame that cannot become a version
+│   └── RehearsalError   a fresh process could not reproduce the kernel's predictions
+├── InputError       rows that do not fit the signature; ``problems`` lists them
+├── ServiceError     a service that did not start, died or does not answer
+│   └── PortBusy     the wished port belongs to somebody else
+├── GateError        a gate that could not be run (a failed gate is a value, not an error)
+└── DriftError       nothing to compare
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+class NbdeployError(Exception):
+    """The root of everything that nbdeploy raises on purpose.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong and with which object. Kept to one line.
+    hint : str, optional
+        What to do about it.
+    details : str, optional
+        Several lines for whoever looks closer (the end of a log, a remote traceback).
+        Never part of ``str(error)``.
+    """
+
+    def __init__(self, message: str, hint: str = "", details: str = "") -> None:
+        super().__init__(message)
+        self.message = _one_line(message)
+        self.hint = _one_line(hint)
+        self.details = details
+
+    def __str__(self) -> str:
+        return f"{self.message.rstrip('.')}. {self.hint}" if self.hint else self.message
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"error": str(self), "kind": type(self).__name__, "details": self.details}
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython asks for this instead of a traceback; the output stays an error, so Papermill stops there.
+        lines = [f"\x1b[31m{type(self).__name__}\x1b[0m: {self.message}"]
+        return [*lines, f"  {self.hint}"] if self.hint else lines
+
+
+class InvalidName(NbdeployError, ValueError):
+    """A name outside the allowed alphabet."""
+
+
+class NotFound(NbdeployError, LookupError):
+    """An unknown deployment, version, notebook or variable."""
+
+
+class SaveError(NbdeployError):
+    """A model or its training frame cannot become a version."""
+
+
+class RehearsalError(SaveError):
+    """A fresh process could not load the model or reproduce its predictions."""
+
+
+class InputError(NbdeployError, ValueError):
+    """Rows do not fit the signature.
+
+    Attributes
+    ----------
+    problems : list of dict
+        One per fault, with the keys ``row``, ``column``, ``expected``, ``got`` and ``hint``.
+    """
+
+    def __init__(self, message: str, problems: Sequence[dict[str, Any]] = (), hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.problems = list(problems)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "problems": self.problems}
+
+
+class ServiceError(NbdeployError):
+    """A service did not start, died or does not answer."""
+
+
+class PortBusy(ServiceError):
+    """The wished port is taken."""
+
+
+class GateError(NbdeployError):
+    """A gate could not be run at all."""
+
+
+class DriftError(NbdeployError):
+    """There is nothing to compare."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint that names the closest known word, or the known words when none is close."""
+    words = sorted(map(str, known))
+    if close := difflib.get_close_matches(word, words, n=1, cutoff=0.6):
+        return f"Did you mean {close[0]!r}?"
+    if not words:
+        return ""
+    shown = ", ".join(words[:8]) + (f" and {len(words) - 8} more" if len(words) > 8 else "")
+    return f"Known: {shown}."
+
+
+def _one_line(text: str) -> str:
+    return " ".join(str(text).split())

@@ -1,0 +1,224 @@
+"""The nouns of validation: one check, and the verdict of a whole gate. Facts and how they look; nothing runs here."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from nbdeploy.errors import GateError
+
+CHECK_MIME = "application/vnd.nbdeploy.check+json"
+END_MIME = "application/vnd.nbdeploy.gate-end+json"
+NONCE = "NBDEPLOY_GATE_NONCE"
+
+Number = bool | int | float
+
+_GOOD = "var(--jp-success-color1, #2e7d32)"
+_BAD = "var(--jp-error-color1, #c62828)"
+_MUTED = "var(--jp-ui-font-color2, #616161)"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question that a gate asked, and what came back.
+
+    Attributes
+    ----------
+    name : str
+        What was measured.
+    passed : bool
+        Whether the value is true, or a finite number within its bounds.
+    value : bool, int or float
+        What was measured.
+    at_least, at_most : float or None
+        The bounds, inclusive.
+    detail : str
+        A few words on what was seen.
+    """
+
+    name: str
+    passed: bool
+    value: Number
+    at_least: float | None = None
+    at_most: float | None = None
+    detail: str = ""
+
+    @classmethod
+    def of(
+        cls, name: str, value: object, *, at_least: object = None, at_most: object = None, detail: str = ""
+    ) -> Check:
+        """Decide a check; anything that cannot be decided is a `GateError`, never a pass."""
+        if not isinstance(name, str) or not name.strip():
+            raise GateError(f"A check needs a name, got {name!r}", "For example check('accuracy', 0.91, at_least=0.8).")
+        measured = _number(name, "value", value)
+        low = None if at_least is None else _bound(name, "at_least", at_least)
+        high = None if at_most is None else _bound(name, "at_most", at_most)
+        if isinstance(measured, bool):
+            if low is not None or high is not None:
+                raise GateError(f"Check {name!r} compares {measured} with a number", "Give a number, or no bound.")
+            passed = measured
+        elif low is None and high is None:
+            raise GateError(
+                f"Check {name!r} has the number {measured!r} and no bound", "Say at_least= or at_most=, or give a bool."
+            )
+        else:
+            passed = math.isfinite(measured) and (low is None or measured >= low) and (high is None or measured <= high)
+        return cls(" ".join(name.split()), passed, measured, low, high, " ".join(str(detail).split()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the check as JSON; NaN and infinity, which JSON lacks, become their names."""
+        finite = isinstance(self.value, bool) or math.isfinite(self.value)
+        return {
+            "name": self.name,
+            "passed": self.passed,
+            "value": self.value if finite else str(self.value),
+            "at_least": self.at_least,
+            "at_most": self.at_most,
+            "detail": self.detail,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Check:
+        """Read back what `to_dict` wrote, deciding anew instead of believing ``passed``."""
+        value = float(data["value"]) if isinstance(data["value"], str) else data["value"]
+        return cls.of(
+            data["name"], value, at_least=data["at_least"], at_most=data["at_most"], detail=data.get("detail", "")
+        )
+
+    @property
+    def wanted(self) -> str:
+        """What would pass, in words."""
+        low, high = ("" if bound is None else _text(bound) for bound in (self.at_least, self.at_most))
+        if low and high:
+            return f"from {low} to {high}"
+        return f"at least {low}" if low else f"at most {high}" if high else "True"
+
+    @property
+    def shown(self) -> str:
+        """The value in as many digits as tell it from its bounds."""
+        text = _text(self.value)
+        near = {_text(bound) for bound in (self.at_least, self.at_most) if bound is not None and bound != self.value}
+        return repr(self.value) if text in near else text
+
+    def __str__(self) -> str:
+        text = f"{self.name}: {self.shown}, wanted {self.wanted}"
+        return f"{text} ({self.detail})" if self.detail else text
+
+    def _repr_html_(self) -> str:
+        return (
+            f"<div>{_mark(self.passed)} <b>{html.escape(self.name)}</b>: {html.escape(self.shown)}"
+            f' <span style="color: {_MUTED}">wanted {html.escape(self.wanted)}'
+            f"{' · ' + html.escape(self.detail) if self.detail else ''}</span></div>"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class GateResult:
+    """The verdict of one gate on one version, and where its evidence is.
+
+    Attributes
+    ----------
+    deployment, version, digest : str
+        What was judged.
+    passed : bool
+        True only if every check passed and the notebook ran to its end.
+    checks : tuple of Check
+        What was asked, in order.
+    notebook : pathlib.Path
+        The executed notebook. A JSON file of the same name beside it holds this result.
+    reason : str
+        Empty when it passed, else one line.
+    started : datetime.datetime
+        In UTC.
+    seconds : float
+        How long it took.
+    parameters : dict
+        What the notebook was given.
+    """
+
+    deployment: str
+    version: str
+    digest: str
+    passed: bool
+    checks: tuple[Check, ...]
+    notebook: Path
+    reason: str
+    started: datetime
+    seconds: float
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON."""
+        return {
+            "deployment": self.deployment,
+            "version": self.version,
+            "digest": self.digest,
+            "passed": self.passed,
+            "reason": self.reason,
+            "checks": [one.to_dict() for one in self.checks],
+            "notebook": str(self.notebook),
+            "started": self.started.isoformat(),
+            "seconds": round(self.seconds, 3),
+            "parameters": self.parameters,
+        }
+
+    @property
+    def headline(self) -> str:
+        """The verdict in one line."""
+        good = sum(one.passed for one in self.checks)
+        count = f"{good} of {len(self.checks)} checks passed in {self.seconds:.1f} s"
+        verdict = "passed its gate" if self.passed else "failed its gate"
+        return f"{self.deployment} {self.version} {verdict}: {self.reason or count}"
+
+    def __repr__(self) -> str:
+        lines = [self.headline, *(f"  {'✓' if one.passed else '✗'} {one}" for one in self.checks)]
+        return "\n".join([*lines, f"  evidence: {self.notebook}"])
+
+    def _repr_html_(self) -> str:
+        cells = (
+            f"<td>{_mark(one.passed)}</td><td>{html.escape(one.name)}</td><td>{html.escape(one.shown)}</td>"
+            f"<td>{html.escape(one.wanted)}</td><td>{html.escape(one.detail)}</td>"
+            for one in self.checks
+        )
+        style = 'style="text-align: left"'
+        heads = "".join(f"<th {style}>{word}</th>" for word in ("", "check", "value", "wanted", "detail"))
+        table = "".join(f"<tr {style}>{row}</tr>" for row in cells)
+        return (
+            '<div style="font-family: var(--jp-ui-font-family, sans-serif);'
+            ' color: var(--jp-ui-font-color1, inherit)">'
+            f"<div>{_mark(self.passed)} <b>{html.escape(self.headline)}</b></div>"
+            + (f"<table><thead><tr>{heads}</tr></thead><tbody>{table}</tbody></table>" if table else "")
+            + f'<div style="color: {_MUTED}">evidence: <code>{html.escape(str(self.notebook))}</code></div></div>'
+        )
+
+
+def _mark(passed: bool) -> str:
+    return f'<span style="color: {_GOOD if passed else _BAD}">{"✓" if passed else "✗"}</span>'
+
+
+def _text(number: Number) -> str:
+    return str(number) if isinstance(number, (bool, int)) else f"{number:.6g}"
+
+
+def _number(name: str, role: str, value: object) -> Number:
+    # numpy's scalars and 0-d arrays know their plain Python value; nothing here needs numpy for that.
+    if type(value).__module__.split(".")[0] == "numpy" and not getattr(value, "shape", ()):
+        value = value.item()  # type: ignore[attr-defined]
+    if isinstance(value, (bool, int, float)):
+        return value
+    raise GateError(
+        f"The {role} of check {name!r} is {type(value).__name__}, not a number or a bool",
+        "Reduce it to one number first.",
+    )
+
+
+def _bound(name: str, role: str, value: object) -> float:
+    bound = _number(name, role, value)
+    if isinstance(bound, bool) or not math.isfinite(bound):
+        raise GateError(f"{role} of check {name!r} is {bound!r}, which bounds nothing", "Give a finite number.")
+    return bound

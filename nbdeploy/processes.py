@@ -1,0 +1,98 @@
+"""Child processes: what they inherit, who they are beyond their pid, and how they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+IDENTITY = "NBDEPLOY_PROCESS"  # the token in a process's environment that tells ours from a recycled pid
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment of every child: the user's, without telemetry and with cached bytecode."""
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    return {**env, "BENTOML_DO_NOT_TRACK": "True", "DO_NOT_TRACK": "1", "OTEL_SDK_DISABLED": "true", **extra}
+
+
+def started(pid: int) -> float:
+    """When `pid` started, in seconds since the epoch; 0.0 when there is no such process."""
+    import psutil
+
+    with suppress(psutil.Error):
+        return float(psutil.Process(pid).create_time())
+    return 0.0
+
+
+def is_ours(pid: int, start: float, token: str) -> bool:
+    """Whether `pid` is still the very process that was recorded: alive, same start, same token."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return (
+            process.status() != psutil.STATUS_ZOMBIE
+            and abs(process.create_time() - start) < 0.05
+            and process.environ().get(IDENTITY) == token
+        )
+    except (psutil.Error, OSError):
+        return False
+
+
+def family(pid: int, token: str) -> list[Any]:
+    """The process, its descendants, and whoever else carries its token (a worker whose parent was killed)."""
+    import psutil
+
+    found = {}
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if process.environ().get(IDENTITY) == token:
+            found = {child.pid: child for child in [process, *process.children(recursive=True)]}
+    for other in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if other.pid not in found and other.environ().get(IDENTITY) == token:
+                found[other.pid] = other
+    return list(found.values())
+
+
+def end(processes: Iterable[Any], grace: float, first: Any = None) -> None:
+    """Terminate: `first` (or all) politely, after `grace` seconds everyone by SIGKILL."""
+    import psutil
+
+    everyone = list(processes)
+    for process in [first] if first is not None else everyone:
+        with suppress(psutil.Error):
+            process.terminate()
+    _, alive = psutil.wait_procs(everyone, timeout=grace)
+    for process in alive:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(alive, timeout=5)
+
+
+def end_group(pid: int, grace: float = 3) -> None:
+    """End a child that leads its own session, and its group, politely and then not."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(pid, number)
+        except (ProcessLookupError, PermissionError):
+            return
+        deadline = time.monotonic() + grace
+        while time.monotonic() < deadline:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+            try:
+                os.killpg(pid, 0)
+            except (ProcessLookupError, PermissionError):
+                return
+            time.sleep(0.02)
+
+
+def reap(process: subprocess.Popen[bytes]) -> None:
+    """Let a child outlive its handle: no zombie while we live, no warning when the handle goes."""
+    threading.Thread(target=process.wait, daemon=True).start()

@@ -1,0 +1,43 @@
+"""Progress of long work: tqdm's own bar, in the notebook's form or the terminal's."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Step(Protocol):
+    """Called with the name of the step that begins, or without one to say that time passes."""
+
+    def __call__(self, name: str = "") -> None: ...
+
+
+@contextmanager
+def steps(title: str, names: Sequence[str], shown: bool = True) -> Iterator[Step]:
+    """A bar over named steps that goes away when the work is done."""
+    if not shown or not _visible():
+        yield lambda name="": None
+        return
+    from tqdm.auto import tqdm
+
+    bar = tqdm(total=len(names), desc=title, leave=False, bar_format="{desc} {bar:20} {elapsed}", delay=0.3)
+    begun: list[str] = []
+
+    def step(name: str = "") -> None:
+        if name:
+            bar.set_description_str(f"{title}: {name}", refresh=False)
+            bar.update(1 if begun else 0)
+            begun.append(name)
+        bar.refresh()
+
+    try:
+        yield step
+    finally:
+        bar.close()
+
+
+def _visible() -> bool:
+    # A log file or a pipe gets no bar; a notebook's stderr is no terminal but shows one.
+    return "ipykernel" in sys.modules or sys.stderr.isatty()

@@ -1,0 +1,76 @@
+"""A version is saved only after a fresh process has loaded it and answered as the kernel did."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from nbdeploy import artifact, processes
+from nbdeploy.errors import NbdeployError, RehearsalError
+from nbdeploy.home import folder, read_json, write_json
+from nbdeploy.model_store import Staged
+
+TIMEOUT = 600.0
+
+
+def rehearse(staged: Staged, on_wait: Callable[[], None] = lambda: None) -> None:
+    """Load a staged version in a fresh process and compare all its expected outputs.
+
+    `on_wait` is called about every 0.1 s. An interrupt ends the process.
+
+    Raises
+    ------
+    RehearsalError
+        It cannot be loaded, or the first row and column that differ.
+    """
+    with tempfile.TemporaryDirectory(dir=folder("run"), prefix="rehearsal-") as where:
+        spec, outcome, log = (Path(where) / name for name in ("spec.json", "outcome.json", "rehearsal.log"))
+        write_json(spec, {"path": str(staged.folder), "files": dict(staged.files), "outcome": str(outcome)})
+        with log.open("wb") as output:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "nbdeploy.rehearsal", str(spec)],
+                cwd=where, env=processes.environment(), stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True, umask=0o077,
+            )  # fmt: skip
+        try:
+            _wait(child, on_wait)
+        except subprocess.TimeoutExpired as error:
+            msg = f"{staged.name} was not loaded by a fresh process within {TIMEOUT:.0f} s"
+            raise RehearsalError(msg, "Does loading the model wait for something?") from error
+        finally:
+            if child.poll() is None:
+                processes.end_group(child.pid)
+        if child.returncode == 0:
+            return
+        raise artifact.failure(read_json(outcome), child.returncode, log.read_text(errors="replace"))
+
+
+def _wait(child: subprocess.Popen[bytes], on_wait: Callable[[], None]) -> None:
+    waited = 0.0
+    while waited < TIMEOUT:
+        try:
+            child.wait(0.1)
+        except subprocess.TimeoutExpired:
+            waited += 0.1
+            on_wait()
+        else:
+            return
+    raise subprocess.TimeoutExpired(child.args, TIMEOUT)
+
+
+def _main(spec_path: str) -> int:
+    spec = json.loads(Path(spec_path).read_text())
+    try:
+        artifact.rehearse(Path(spec["path"]), spec["files"])
+    except NbdeployError as error:
+        write_json(Path(spec["outcome"]), error.to_dict() | {"message": error.message, "hint": error.hint})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1]))

@@ -1,0 +1,348 @@
+"""The verbs: the only module that composes the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from nbdeploy import bento, client, deployment, model_store, prediction_log, rehearsal, routing
+from nbdeploy.deployment import Deployment
+from nbdeploy.errors import DriftError, NbdeployError, NotFound
+from nbdeploy.home import check_name, folder, lock, reports_folder, template
+from nbdeploy.model_store import ModelVersion
+from nbdeploy.progress import steps
+from nbdeploy.signature import Signature
+
+if TYPE_CHECKING:
+    from nbdeploy.drift_report import DriftReport
+    from nbdeploy.gate import GateResult, GateRun
+
+
+def save(model: Any, name: str, X: Any = None, y: Any = None, *, progress: bool = True) -> ModelVersion:
+    """Save a fitted model as the next version of `name`, after a fresh process has reproduced its predictions.
+
+    Parameters
+    ----------
+    model
+        Anything with ``predict`` that cloudpickle can carry; classes defined in a notebook cell included.
+    name : str
+        Of the deployment it is for: lower-case letters, digits, ``.``, ``_``, ``-``.
+    X : DataFrame or two-dimensional array
+        The training inputs, shape (rows, columns). At most 10,000 rows are stored, a reproducible sample.
+    y : Series, array or one-column DataFrame, optional
+        The true outcomes of the same rows; stored for the sample, and what a gate measures quality on.
+
+    Raises
+    ------
+    SaveError, RehearsalError, InvalidName
+        Nothing is saved then.
+    """
+    with steps("save", ["write", "rehearse", "commit"], progress) as step:
+        step("write")
+        with model_store.stage(model, name, X, y) as staged:
+            step("rehearse")
+            rehearsal.rehearse(staged, on_wait=step)
+            step("commit")
+            version = model_store.commit(staged)
+    bento.build_in_background(version)
+    return version
+
+
+def serve(name: str, version: str | None = None, *, port: int | None = None, progress: bool = True) -> Deployment:
+    """Start the service of `name` on this machine, detached; or return it where it runs already.
+
+    Parameters
+    ----------
+    version : str, optional
+        ``"v2"``; by default the live one, at first the newest.
+    port : int, optional
+        On 127.0.0.1; by default the one that it had, or a free one.
+
+    Raises
+    ------
+    NotFound, PortBusy, ServiceError, SaveError
+    """
+    check_name(name)
+    with lock("serve", name):
+        wanted = model_store.get(name, version or routing.live(name))
+        if (running := deployment.find(name)) is not None:
+            if version not in (None, running.version) or (port is not None and port != running.port):
+                msg = f"{name!r} is running already: {running.version} on port {running.port}"
+                raise NbdeployError(msg, f"Stop it first: %deploy stop {name}.")
+            return running
+        with (
+            steps("serve", ["start"], progress) as step,
+            deployment.launch(wanted, port=port, on_wait=step) as keep,
+        ):
+            started = keep(wanted)
+    routing.go_live(name, wanted.version, "served")
+    return started
+
+
+def deploy(
+    model: Any, name: str, X: Any = None, y: Any = None, *, port: int | None = None, progress: bool = True
+) -> Deployment:
+    """Save a model and serve it: `save` and `serve` in one go, with one process start for both.
+
+    Where `name` is live already, the new version is saved as a candidate and live traffic stays with
+    the version that has it.
+
+    Raises
+    ------
+    SaveError, RehearsalError, InvalidName, PortBusy, ServiceError
+        Nothing is saved and nothing runs then.
+    """
+    check_name(name)
+    with lock("serve", name):
+        running = deployment.find(name)
+        if running is None and routing.live(name) is None:
+            return _save_and_serve(model, name, X, y, port, progress)
+    save(model, name, X, y, progress=progress)
+    return running or serve(name, port=port, progress=progress)
+
+
+def _save_and_serve(model: Any, name: str, X: Any, y: Any, port: int | None, progress: bool) -> Deployment:
+    with steps("deploy", ["write", "start and rehearse", "commit"], progress) as step:
+        step("write")
+        with model_store.stage(model, name, X, y) as staged:
+            step("start and rehearse")
+            with deployment.launch(staged, port=port, on_wait=step) as keep:
+                step("commit")
+                version = model_store.commit(staged)
+                started = keep(version)
+    routing.go_live(name, version.version, "first release")
+    bento.build_in_background(version)
+    return started
+
+
+def predict(name: str, X: Any, *, url: str | None = None, proba: bool = False) -> pd.DataFrame:
+    """Ask a running deployment.
+
+    Parameters
+    ----------
+    X : DataFrame, array or list of records
+        Column order is free. Sent in chunks.
+    url : str, optional
+        Of a service elsewhere; by default the one that runs here under `name`.
+    proba : bool
+        Add one ``probability_<class>`` column per class.
+
+    Returns
+    -------
+    DataFrame
+        ``prediction``, ``prediction_id`` and ``version``, with the index of `X`.
+
+    Raises
+    ------
+    InputError
+        The rows do not fit the signature; ``problems`` says where.
+    NotFound, ServiceError
+    """
+    return client.predict(url or deployment.get(name).url, name, X, proba=proba)
+
+
+def predictions(name: str, since: Any = None, until: Any = None) -> pd.DataFrame:
+    """What `name` was asked and what it answered, oldest first.
+
+    Parameters
+    ----------
+    since, until : str, datetime or timedelta, optional
+        ``"24h"``, ``"7d"`` ago, or a moment (UTC unless it says otherwise).
+
+    Returns
+    -------
+    DataFrame
+        The inputs, then ``prediction``, ``prediction_id``, ``version`` and ``time``. Empty before the first request.
+    """
+    _known(name)
+    return prediction_log.read(name, _signatures(name), since, until)
+
+
+def validate(
+    name: str,
+    version: str | None = None,
+    *,
+    notebook: str | Path | None = None,
+    data: Any = None,
+    target: str = "",
+    parameters: Mapping[str, Any] | None = None,
+    timeout: float = 600,
+    wait: bool = True,
+    progress: bool = True,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> GateResult | GateRun:
+    """Run a gate notebook against the running service and keep the executed notebook as evidence.
+
+    A gate fails closed: it passes only when every cell ran and every recorded check passed, at least one.
+
+    Parameters
+    ----------
+    version : str, optional
+        Which the service must be running; by default whichever it runs.
+    notebook : path, optional
+        A notebook of yours that calls `nbdeploy.check`; by default the gate that comes with nbdeploy.
+    data : DataFrame or path of a .parquet file, optional
+        Labelled rows to measure quality on; by default the reference sample.
+    target : str
+        The column of `data` that holds the labels; by default the signature's.
+    parameters : mapping, optional
+        Further parameters that the notebook declares, for example ``{"at_least": 0.8}``.
+    timeout : float
+        Seconds for the whole notebook.
+    wait : bool
+        False returns a `GateRun` at once and works in the background; its ``result()`` is the `GateResult`.
+
+    Raises
+    ------
+    NotFound, GateError
+        It could not be run. A failed gate is a result with ``passed`` False.
+    """
+    from nbdeploy import gate
+
+    service = deployment.get(name)
+    subject = model_store.get(name, version or service.version)
+    if subject.version != service.version:
+        msg = f"{name!r} is running {service.version}, not {subject.version}"
+        raise NbdeployError(msg, f"Serve it first: %deploy stop {name}, then %deploy serve {name} {subject.version}.")
+    chosen = Path(notebook).expanduser() if notebook is not None else template("validate.ipynb")
+    given: dict[str, Any] = {"name": name, "version": subject.version, "url": service.url}
+    declared = gate.declared_parameters(chosen)
+    values = {key: value for key, value in given.items() if notebook is None or key in declared}
+    if data is not None:
+        values |= {"data": _labelled_file(name, data), "target": target or subject.signature.target}
+    run = gate.start(
+        chosen,
+        {**values, **(parameters or {})},
+        deployment=name,
+        version=subject.version,
+        digest=subject.digest,
+        timeout=timeout,
+        progress=progress,
+        on_progress=on_progress,
+    )
+    return run.wait() if wait else run
+
+
+def drift(
+    name: str, since: Any = None, *, until: Any = None, max_rows: int = 50_000, html_path: Path | None = None
+) -> DriftReport:
+    """Compare what a deployment was asked with what its version learned from.
+
+    Parameters
+    ----------
+    since, until : str, datetime or timedelta, optional
+        The window of the log; all of it by default.
+    max_rows : int
+        Rows per side that Evidently sees, a reproducible sample.
+    html_path : Path, optional
+        Where Evidently's whole report goes; by default ``nbdeploy-reports/NAME/`` in the working directory.
+
+    Raises
+    ------
+    DriftError
+        Nothing was asked in that window.
+    NotFound
+    """
+    _known(name)
+    live = routing.live(name) or model_store.get(name).version
+    subject = model_store.get(name, live)
+    log = predictions(name, since, until)
+    signature = subject.signature
+    version_column = prediction_log.own_column("version", signature.names)
+    log = log[log[version_column] == live] if len(log) else log
+    if not len(log):
+        window = f" since {since}" if since is not None else ""
+        msg = f"{name}:{live} has answered no request{window}"
+        raise DriftError(msg, f"Ask it something first: nbdeploy.predict({name!r}, X_new).")
+    from nbdeploy import drift_report
+
+    labels = [column.label for column in signature.columns]
+    answer = prediction_log.own_column("prediction", signature.names)
+    reference = subject.reference[labels].assign(**{answer: subject.expected["prediction"]})
+    current = log[[column.name for column in signature.columns]].set_axis(labels, axis=1)
+    current = current.assign(**{answer: log[answer].astype(reference[answer].dtype)})
+    return drift_report.measure(
+        reference, current, name=name, version=live, since="" if since is None else str(since),
+        html_path=html_path or drift_report.default_path(reports_folder(name)), max_rows=max_rows,
+    )  # fmt: skip
+
+
+def status(name: str | None = None) -> pd.DataFrame:
+    """What runs and what is saved: one row per name, or the one of `name`.
+
+    Raises
+    ------
+    NotFound
+        Nothing is saved under `name`.
+    """
+    if name is not None:
+        _known(name)
+    rows = []
+    for known in [name] if name is not None else model_store.names():
+        running = deployment.find(known)
+        saved = model_store.versions(known)
+        live = routing.live(known)
+        rows.append(
+            {
+                "name": known,
+                "state": running.state if running else "stopped",
+                "version": running.version if running else live or "",
+                "candidates": ", ".join(v.version for v in saved if live and v.number > int(live[1:])),
+                "url": running.url if running else "",
+                "pid": running.pid if running else 0,
+                "since": running.since if running else "",
+                "predictions": prediction_log.size(known),
+            }
+        )
+    columns = ["name", "state", "version", "candidates", "url", "pid", "since", "predictions"]
+    return pd.DataFrame(rows, columns=columns).set_index("name")
+
+
+def logs(name: str, lines: int = 50) -> str:
+    """The last lines that the service of `name` wrote."""
+    return deployment.log_tail(name, lines)
+
+
+def stop(name: str) -> Deployment:
+    """End the service of `name` and every process of it; what is saved and logged stays."""
+    _known(name)
+    stopped = deployment.stop(name)
+    bento.wait(name)
+    return stopped
+
+
+# -- helpers ------------------------------------------------------------------------------------------------
+
+
+def _known(name: str) -> None:
+    if not model_store.versions(name):
+        model_store.get(name)  # raises, with the closest name
+
+
+def _labelled_file(name: str, data: Any) -> str:
+    if isinstance(data, pd.DataFrame):
+        path = folder("run", name) / "labelled.parquet"
+        data.to_parquet(path, index=False)
+        return str(path)
+    path = Path(data).expanduser().absolute()
+    if not path.is_file():
+        msg = f"there is no file {data!s}"
+        raise NotFound(msg, "Pass a frame or the path of a .parquet file.")
+    return str(path)
+
+
+def _signatures(name: str) -> Callable[[str], Signature | None]:
+    known: dict[str, Signature | None] = {}
+
+    def signature_of(version: str) -> Signature | None:
+        if version not in known:
+            known[version] = None
+            with suppress(NotFound):
+                known[version] = model_store.get(name, version).signature
+        return known[version]
+
+    return signature_of
