@@ -50,9 +50,7 @@ class LoadedModel:
         return frame.to_numpy() if self.signature.container == "array" else frame
 
 
-def outputs_frame(
-    predictions: Any, probabilities: Any = None, classes: tuple[Any, ...] | None = None
-) -> pd.DataFrame:
+def outputs_frame(predictions: Any, probabilities: Any = None, classes: tuple[Any, ...] | None = None) -> pd.DataFrame:
     """Predictions, and probabilities where there are some, as one frame."""
     values = np.asarray(predictions)
     frame = pd.DataFrame({"prediction": values if values.ndim == 1 else values.tolist()})
@@ -126,6 +124,7 @@ def digest(files: Mapping[str, str]) -> str:
 
 
 def read_signature(folder: Path) -> Signature:
+    """The signature stored with a version."""
     return Signature.from_dict(json.loads((folder / SIGNATURE).read_text()))
 
 
@@ -181,7 +180,9 @@ def rehearse(folder: Path, files: Mapping[str, str] | None, rows: int | None = N
         raise
     except Exception as error:
         msg = f"a fresh process cannot load the model: {type(error).__name__}: {error}"
-        raise RehearsalError(msg, "Does it hold a connection, a lock or an open file?", traceback.format_exc()) from error
+        raise RehearsalError(
+            msg, "Does it hold a connection, a lock or an open file?", traceback.format_exc()
+        ) from error
     reference = read_reference(folder, loaded.signature)
     expected = pd.read_parquet(folder / EXPECTED)
     if rows is not None:
@@ -194,8 +195,9 @@ def rehearse(folder: Path, files: Mapping[str, str] | None, rows: int | None = N
             msg, "Does its class use a name that is defined only in the notebook?", traceback.format_exc()
         ) from error
     if difference := first_difference(expected, outputs):
+        msg_0 = f"in a fresh process the model answers otherwise: {difference}"
         raise RehearsalError(
-            f"in a fresh process the model answers otherwise: {difference}",
+            msg_0,
             "Fix its random_state, or take out what depends on the notebook's state.",
         )
     return loaded

@@ -19,7 +19,7 @@ from nbdeploy.model_store import ModelVersion, get
 def build_in_background(version: ModelVersion) -> None:
     """Build the Bento in a process of its own, which ends by itself; `wait` waits for it."""
     log = folder("run", version.name) / "bento.log"
-    with open(os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as output:
+    with os.fdopen(os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as output:
         child = subprocess.Popen(
             [sys.executable, "-m", "nbdeploy.bento", version.name, version.version],
             cwd=log.parent, env=processes.environment(), stdin=subprocess.DEVNULL,

@@ -19,7 +19,9 @@ TIMEOUT = 60.0
 def predict(url: str, name: str, X: Any, *, proba: bool = False) -> pd.DataFrame:
     """The service's answers to `X`, with the index of `X`. See `nbdeploy.predict`."""
     with httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=False) as http:
-        signature = Signature.from_dict({k: v for k, v in _get(http, name, "/signature").items() if k not in ("name", "version")})
+        signature = Signature.from_dict(
+            {k: v for k, v in _get(http, name, "/signature").items() if k not in ("name", "version")}
+        )
         frame = _frame(X, signature)
         if not len(frame):
             msg = f"there is no row to ask {name!r} about"
@@ -27,7 +29,7 @@ def predict(url: str, name: str, X: Any, *, proba: bool = False) -> pd.DataFrame
         parts = []
         for start in range(0, len(frame), CHUNK_ROWS):
             chunk = frame.iloc[start : start + CHUNK_ROWS]
-            parts.append(_ask(http, name, signature, chunk, start, proba))
+            parts.append(_ask(http, name, signature, chunk, start=start, proba=proba))
     answers = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
     return answers.set_axis(frame.index)
 
@@ -40,7 +42,7 @@ def signature(url: str, name: str) -> Signature:
 
 
 def _ask(
-    http: httpx.Client, name: str, signature: Signature, chunk: pd.DataFrame, start: int, proba: bool
+    http: httpx.Client, name: str, signature: Signature, chunk: pd.DataFrame, *, start: int, proba: bool
 ) -> pd.DataFrame:
     body = orjson.dumps(signature.encode(chunk))
     answer = _json(
@@ -51,7 +53,9 @@ def _ask(
         ),
         start,
     )  # fmt: skip
-    outputs = outputs_frame(answer["predictions"], answer.get("probabilities"), tuple(answer.get("classes", ())) or None)
+    outputs = outputs_frame(
+        answer["predictions"], answer.get("probabilities"), tuple(answer.get("classes", ())) or None
+    )
     if signature.output != "object" and outputs["prediction"].notna().all():
         outputs["prediction"] = outputs["prediction"].astype(signature.output)
     return outputs.assign(prediction_id=answer["prediction_ids"], version=answer["version"])
@@ -75,8 +79,10 @@ def _json(name: str, send: Any, start: int) -> dict[str, Any]:
         return answer
     problems = [{**p, "row": p["row"] + start} if p.get("row") is not None else p for p in answer.get("problems", [])]
     if 400 <= response.status_code < 500:
-        raise InputError(f"{name!r} refused: {answer.get('error')}", problems, problems[0]["hint"] if problems else "")
-    raise ServiceError(f"{name!r} failed with status {response.status_code}: {answer.get('error')}",
+        msg_0 = f"{name!r} refused: {answer.get('error')}"
+        raise InputError(msg_0, problems, problems[0]["hint"] if problems else "")
+    msg_0 = f"{name!r} failed with status {response.status_code}: {answer.get('error')}"
+    raise ServiceError(msg_0,
                        f"See %deploy logs {name}.")  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from nbdeploy import processes
+from nbdeploy import model_store, processes
 from nbdeploy.artifact import SERVICE, failure
 from nbdeploy.errors import NotFound, PortBusy, ServiceError, did_you_mean
 from nbdeploy.home import check_name, folder, home, lock, read_json, write_atomic, write_json
@@ -106,14 +106,13 @@ def get(name: str) -> Deployment:
     Raises
     ------
     NotFound
-        With the closest running name.
+        It does not run, or nothing is saved under that name.
     """
     if (deployment := find(name)) is not None:
         return deployment
-    running = [other.name for other in running_deployments()]
-    if not running:
-        raise NotFound(f"no deployment {name!r} is running, nor any other", f"Start it: %deploy serve {name}.")
-    raise NotFound(f"no deployment {name!r} is running", did_you_mean(name, running))
+    model_store.get(name)  # raises, with the closest name, where nothing is saved as `name`
+    msg = f"{name!r} is not running"
+    raise NotFound(msg, f"Start it: %deploy serve {name}.")
 
 
 def running_deployments() -> list[Deployment]:
@@ -171,7 +170,7 @@ def launch(
     with suppress(FileNotFoundError):
         log_path.replace(run / "service.log.1")
     try:
-        with open(os.open(log_path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600), "wb") as log:
+        with os.fdopen(os.open(log_path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600), "wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "nbdeploy.supervisor", str(spec_path)],
                 cwd=run, env=processes.environment(**{processes.IDENTITY: token}), stdin=subprocess.PIPE,
@@ -192,14 +191,14 @@ def launch(
         write_json(spec_path, {**spec, "path": str(version.path)})
         write_json(_state_path(name), asdict(deployment))
         stdin = process.stdin
-        assert stdin is not None  # noqa: S101
+        assert stdin is not None
         stdin.write(b"keep\n")
         stdin.close()
         kept = True
         return deployment
 
     try:
-        _await_ready(process, bound, name, outcome, log_path, on_wait)
+        _await_ready(process, bound, name, outcome=outcome, log=log_path, on_wait=on_wait)
         yield keep
     finally:
         if not kept:
@@ -240,7 +239,8 @@ def log_tail(name: str, lines: int = 50) -> str:
     path = home() / "run" / check_name(name) / "service.log"
     if not path.is_file():
         known = [folder.parent.name for folder in (home() / "run").glob("*/service.log")]
-        raise NotFound(f"no deployment {name!r} has a log", did_you_mean(name, known))
+        msg = f"no deployment {name!r} has a log"
+        raise NotFound(msg, did_you_mean(name, known))
     return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
 
 
@@ -260,7 +260,8 @@ def _listen(name: str, port: int | None, former: int) -> socket.socket:
         listener.listen(2048)  # taken for good now: SO_REUSEADDR lets two sockets bind as long as neither listens
     except OverflowError as error:
         listener.close()
-        raise PortBusy(f"{port} is not a port", "Choose 1 to 65535, or leave --port out.") from error
+        msg = f"{port} is not a port"
+        raise PortBusy(msg, "Choose 1 to 65535, or leave --port out.") from error
     except OSError as error:
         listener.close()
         holder = next((other for other in running_deployments() if other.port == port), None)
@@ -272,7 +273,7 @@ def _listen(name: str, port: int | None, former: int) -> socket.socket:
 
 
 def _await_ready(
-    process: subprocess.Popen[bytes], port: int, name: str, outcome: Path, log: Path, on_wait: Callable[[], None]
+    process: subprocess.Popen[bytes], port: int, name: str, *, outcome: Path, log: Path, on_wait: Callable[[], None]
 ) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     while True:

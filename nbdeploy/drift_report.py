@@ -2,152 +2,31 @@
 
 from __future__ import annotations
 
-import html
+import gc
 import logging
 import math
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 
 from nbdeploy import home, report_view
+from nbdeploy.drift_columns import Pair, Sides, inert, pair_up, visible
+from nbdeploy.drift_result import MIN_ROWS, DriftReport, Verdict, is_p_value, verdict_frame
 from nbdeploy.errors import DriftError
 
-MIN_ROWS = 30  # below it, on either side, a column gets no verdict
+PLOTTED_ROWS = 20_000  # of each side in Evidently's plots
 DRIFT_SHARE = 0.5  # Evidently's own default: a data set drifts when half of its columns do
 
 _log = logging.getLogger(__name__)
-_SHOWN = 30  # columns in the inline table
-_SURE = 1000  # rows from which the log alone says what kind a column is
-
-
-@dataclass(frozen=True, eq=False)
-class DriftReport:
-    """What came of comparing a window of the log with the training data.
-
-    Attributes
-    ----------
-    deployment, version, since : str
-        What was compared.
-    rows_reference, rows_current : int
-        Rows on each side, before sampling.
-    sampled : bool
-        Whether a side was larger than what was compared. Categories are counted on all rows all the same,
-        and so is a number whose sampled distance is near its threshold.
-    drifted : bool
-        Whether the data set drifts: at least `drift_share` of the judged columns do.
-    share, drift_share : float
-        The share of judged columns that drift, and the share from which the data set does.
-    columns : DataFrame
-        Indexed by column, most drifted first: ``drifted`` (True, False, or None for no verdict), ``method``
-        (or why there is no verdict), ``score``, ``threshold``.
-    html_path : Path or None
-        Evidently's whole report.
-    created : datetime
-        When, in UTC.
-    """
-
-    deployment: str
-    version: str
-    since: str
-    rows_reference: int
-    rows_current: int
-    sampled: bool
-    drifted: bool
-    share: float
-    drift_share: float
-    columns: pd.DataFrame
-    html_path: Path | None
-    created: datetime
-    page: bytes = field(default=b"", repr=False)  # what the live view shows, compressed
-
-    @property
-    def verdict(self) -> str:
-        """One of ``"drift"``, ``"no drift"`` and ``"no verdict"``."""
-        if self.columns["drifted"].isna().all():
-            return "no verdict"
-        return "drift" if self.drifted else "no drift"
-
-    @property
-    def summary(self) -> str:
-        """One line of plain text."""
-        judged = self.columns["drifted"].dropna()
-        window = f" since {self.since}" if self.since else ""
-        found = (
-            f"{int(judged.sum())} of {len(judged)} columns drifted"
-            if len(judged)
-            else f"no column has the {MIN_ROWS} rows on each side that a verdict needs"
-        )
-        return (
-            f"{self.deployment} {self.version}{window}: {self.verdict}, {found} "
-            f"({self.rows_current:,} rows asked, {self.rows_reference:,} learned from)"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the page, as JSON types."""
-        return {
-            "deployment": self.deployment,
-            "version": self.version,
-            "since": self.since,
-            "rows_reference": self.rows_reference,
-            "rows_current": self.rows_current,
-            "sampled": self.sampled,
-            "drifted": self.drifted,
-            "verdict": self.verdict,
-            "share": self.share,
-            "drift_share": self.drift_share,
-            "columns": [
-                {
-                    "column": str(name),
-                    "drifted": None if pd.isna(drifted) else bool(drifted),
-                    "method": method,
-                    "score": None if math.isnan(score) else float(score),
-                    "threshold": None if math.isnan(threshold) else float(threshold),
-                }
-                for name, drifted, method, score, threshold in self.columns.itertuples(name=None)
-            ],
-            "html_path": str(self.html_path) if self.html_path else None,
-            "created": self.created.isoformat(),
-        }
-
-    def __repr__(self) -> str:
-        lines = [_visible(self.summary)]
-        rows = self._rows()
-        width = max((len(row[0]) for row in rows), default=0)
-        lines += [f"  {name:<{width}}  {verdict:<10}  {score:>8}  {method}" for name, verdict, score, _, method in rows]
-        if hidden := len(self.columns) - len(rows):
-            lines.append(f"  and {hidden} more in .columns")
-        return "\n".join([*lines, f"Full report: {_visible(str(self.html_path))}"] if self.html_path else lines)
-
-    def _repr_html_(self) -> str:
-        return _summary_html(self)
-
-    def _ipython_display_(self) -> None:
-        static = {"text/html": report_view.HIDE_DEAD_WIDGET + _summary_html(self), "text/plain": repr(self)}
-        report_view.show(static, self.page, _bundle, title=f"Drift of {self.deployment} {self.version}")
-
-    def _rows(self) -> list[tuple[str, str, str, str, str]]:
-        words = {True: "drift", False: "no drift"}
-        return [
-            (
-                _shortened(_visible(str(name)), 60),
-                words.get(drifted, "no verdict"),
-                _number(score),
-                _number(threshold),
-                _shortened(_visible(method), 120),
-            )
-            for name, drifted, method, score, threshold in self.columns.head(_SHOWN).itertuples(name=None)
-        ]
 
 
 def measure(
@@ -191,23 +70,16 @@ def measure(
     """
     reference, current = (side.loc[:, ~side.columns.duplicated()] for side in (reference, current))
     _check(reference, current, name, version, since)
-    picks = tuple(_sample(len(side), max_rows, seed + i) for i, side in enumerate((reference, current)))
-    verdicts: dict[Any, _Verdict] = {}
-    pairs: dict[str, _Pair] = {}
     with _quiet():
-        for column in [*reference.columns, *(c for c in current.columns if c not in reference.columns)]:
-            try:
-                pair = _pair(reference, current, column, picks)
-            except Exception as error:  # noqa: BLE001 - one odd column must not cost the others their verdict
-                pair = f"not compared: {type(error).__name__} while reading it"
-            if isinstance(pair, str):
-                verdicts[column] = _Verdict(None, pair)
-            else:
-                pairs[_unique(_inert(str(column)), pairs)] = pair
+        pairs, reasons = pair_up(reference, current, max_rows=max_rows, seed=seed)
         page, found = _evaluate(pairs) if pairs else ("", {})
+    verdicts = {column: Verdict(None, reason) for column, reason in reasons.items()}
     for label, pair in pairs.items():
-        verdicts[pair.column] = found[label] if pair.rows >= MIN_ROWS else _Verdict(None, _too_few(pair.rows))
-    columns = _table(verdicts)
+        few = min(pair.counts)
+        verdicts[pair.column] = (
+            found[label] if few >= MIN_ROWS else Verdict(None, f"too few rows: {few} of the {MIN_ROWS} it takes")
+        )
+    columns = verdict_frame(verdicts)
     judged = columns["drifted"].dropna()
     share = float(judged.sum()) / len(judged) if len(judged) else 0.0
     report = DriftReport(
@@ -224,7 +96,7 @@ def measure(
         html_path=html_path if page else None,
         created=datetime.now(timezone.utc),
     )
-    return _with_page(report, page) if page else report
+    return _publish(report, page) if page else report
 
 
 def warm() -> None:
@@ -234,3 +106,210 @@ def warm() -> None:
         warnings.simplefilter("ignore")
         import evidently.legacy.metrics
         import evidently.legacy.report  # noqa: F401
+
+
+def _check(reference: pd.DataFrame, current: pd.DataFrame, name: str, version: str, since: str) -> None:
+    if not len(reference):
+        msg = f"The reference of {name} {version} has no rows"
+        raise DriftError(msg, "Save the version again with its frame.")
+    if not len(current):
+        window = f" since {since}" if since else ""
+        msg = f"{name} {version} has answered nothing{window}"
+        raise DriftError(msg, "Ask it first, or look at a longer window.")
+    if not {*reference.columns} & {*current.columns}:
+        sides = [", ".join(visible(str(column)) for column in side.columns[:5]) for side in (reference, current)]
+        msg = f"No column of the reference ({sides[0]}) is among those asked about ({sides[1]})"
+        raise DriftError(msg)
+
+
+def _evaluate(pairs: dict[str, Pair]) -> tuple[str, dict[str, Verdict]]:
+    """Evidently's page and a verdict for every pair, though some of them are more than it can do."""
+    warm()
+    failed: dict[str, Verdict] = {}
+    for way in (_by_table, _by_column):
+        try:
+            return way(pairs)
+        except Exception as error:  # noqa: BLE001 - the next way is another part of Evidently
+            _log.info("Evidently failed %s: %s", way.__name__, error)
+        failed = _failing(way, pairs)
+        if good := {label: pair for label, pair in pairs.items() if label not in failed}:
+            with suppress(Exception):
+                page, found = way(good)
+                return page, {**found, **failed}
+    return "", failed
+
+
+def _failing(way: Callable[[dict[str, Pair]], object], pairs: dict[str, Pair]) -> dict[str, Verdict]:
+    failed = {}
+    for label, pair in pairs.items():
+        try:
+            way({label: pair})
+        except Exception as error:  # noqa: BLE001 - the reason is shown instead of a verdict
+            failed[label] = Verdict(None, f"not compared: {inert(' '.join(str(error).split()))}")
+    return failed
+
+
+def _by_table(pairs: dict[str, Pair]) -> tuple[str, dict[str, Verdict]]:
+    """Evidently's drift table alone: its preset computes each distance three times and draws each plot twice."""
+    from evidently.legacy.metrics import DataDriftTable
+    from evidently.legacy.pipeline.column_mapping import ColumnMapping
+    from evidently.legacy.report import Report
+
+    table = DataDriftTable(
+        columns=list(pairs), per_column_stattest={label: _test(pair) for label, pair in pairs.items()}
+    )
+    report = Report(metrics=[table])
+    report.run(
+        reference_data=_plotted(pairs, 0),
+        current_data=_plotted(pairs, 1),
+        column_mapping=ColumnMapping(
+            target=None,
+            prediction=None,
+            numerical_features=_of_kind(pairs, "num"),
+            categorical_features=_of_kind(pairs, "cat"),
+            text_features=_of_kind(pairs, "text"),
+        ),
+    )
+    found = table.get_result().drift_by_columns
+    return report.get_html(), {
+        label: _verdict(
+            found[label].drift_detected,
+            found[label].stattest_name,
+            found[label].drift_score,
+            found[label].stattest_threshold,
+        )
+        for label in pairs
+    }
+
+
+def _plotted(pairs: dict[str, Pair], side: int) -> pd.DataFrame:
+    """Rows for the plots, evenly spaced: the table's verdicts come from `_test`, not from these."""
+    frame = pd.DataFrame({label: pair.sample[side] for label, pair in pairs.items()})
+    few = frame.iloc[np.linspace(0, len(frame) - 1, min(len(frame), PLOTTED_ROWS)).astype(int)]
+    return few.reset_index(drop=True) if few.notna().any().all() else frame
+
+
+def _by_column(pairs: dict[str, Pair]) -> tuple[str, dict[str, Verdict]]:
+    """Evidently's public metrics, one for each column, should the table be gone: all methods on the sample."""
+    from evidently import DataDefinition, Dataset, Report
+    from evidently.metrics import ValueDrift
+
+    definition = DataDefinition(
+        numerical_columns=_of_kind(pairs, "num"),
+        categorical_columns=_of_kind(pairs, "cat"),
+        text_columns=_of_kind(pairs, "text"),
+    )
+    reference, current = (
+        Dataset.from_pandas(
+            pd.DataFrame({label: pair.sample[side] for label, pair in pairs.items()}), data_definition=definition
+        )
+        for side in (0, 1)
+    )
+    run = Report([ValueDrift(column=label) for label in pairs], include_tests=True).run(current, reference)
+    made = run.dict()
+    scores = {metric["config"]["column"]: metric["value"] for metric in made["metrics"]}
+    found = {}
+    for test in made["tests"]:
+        asked = test["metric_config"]["params"]
+        drifted = str(test["status"]).rpartition(".")[2] == "FAIL"
+        found[asked["column"]] = _verdict(drifted, asked["method"], scores[asked["column"]], asked["threshold"])
+    return run.get_html_str(as_iframe=False), found
+
+
+def _test(pair: Pair) -> Any:
+    """The test that Evidently chooses for the whole pair, asked about the pair whatever it is called with."""
+    from evidently.legacy.calculations.stattests import get_stattest
+    from evidently.legacy.core import ColumnType
+
+    # What it chooses by: more than 1,000 values in the reference or not, and how many differ, up to six.
+    like_reference = pd.Series(np.resize(pair.distinct.to_numpy(), min(pair.counts[0], 1001)))
+    return _careful_test()(get_stattest(like_reference, pair.distinct, ColumnType(pair.kind), None), pair)
+
+
+@lru_cache(maxsize=1)
+def _careful_test() -> Any:
+    from evidently.legacy.calculations.stattests import StatTest
+
+    class Careful(StatTest):  # type: ignore[misc]
+        """A test of all rows where a sample might mislead: of categories, for p-values, and near the threshold."""
+
+        def __init__(self, test: Any, pair: Pair) -> None:
+            super().__init__(test.name, test.display_name, test.allowed_feature_types, test.default_threshold)
+            self.test, self.pair = test, pair
+
+        def __call__(self, _reference: Any, _current: Any, kind: Any, threshold: Any, **_: Any) -> Any:
+            def ask(sides: Sides) -> Any:
+                return self.test(*(side.dropna() for side in sides), kind, threshold)
+
+            if not self.pair.sampled:
+                return ask(self.pair.sample)
+            if self.pair.kind == "cat" or is_p_value(self.display_name):
+                return ask(self.pair.whole())
+            result = ask(self.pair.sample)
+            near = _is_near(result.drift_score, result.actual_threshold, self.pair.kind)
+            return ask(self.pair.whole()) if near else result
+
+    return Careful
+
+
+def _is_near(score: float, threshold: float, kind: str) -> bool:
+    return abs(score - threshold) < 0.02 if kind == "text" else threshold / 2 < score < threshold * 2
+
+
+def _of_kind(pairs: dict[str, Pair], kind: str) -> list[str]:
+    return [label for label, pair in pairs.items() if pair.kind == kind]
+
+
+def _verdict(drifted: object, method: str, score: float, threshold: float) -> Verdict:
+    if not math.isfinite(score):
+        return Verdict(None, f"not compared: {method} gave no number")
+    return Verdict(bool(drifted), method, float(score), float(threshold))
+
+
+def _publish(report: DriftReport, page: str) -> DriftReport:
+    sealed = report_view.seal(
+        _defused(page), title=f"Drift of {report.deployment} {report.version}", note=visible(report.summary)
+    )
+    if report.html_path:
+        try:
+            report.html_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            home.write_atomic(report.html_path, sealed.encode())
+        except OSError as error:
+            msg = f"{report.html_path} cannot be written: {error.strerror or error}"
+            raise DriftError(msg) from error
+    bundle = _bundle()
+    return replace(report, page=report_view.pack(sealed, bundle), bundle=bundle)
+
+
+def _defused(page: str) -> str:
+    """Escape what could end the script that holds a page's data: JSON reads the same without a single ``<``."""
+    start = page.index("<script>") + len("<script>")
+    # The data comes before the element that the report is drawn in, whatever the data says.
+    end = page.rindex("</script>", 0, page.rindex('<div id="root_'))
+    return page[:start] + page[start:end].replace("<", "\\u003c") + page[end:]
+
+
+def _bundle() -> report_view.Bundle:
+    import evidently
+
+    return report_view.Bundle(Path(evidently.__path__[0], "nbextension", "static", "index.js"))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A while without warnings from Evidently's arithmetic, without side effects, and without garbage collection.
+
+    Evidently's text test seeds NumPy's global random state; the user's is put back. Its plots make a million
+    small objects that all stay, and collecting them over and over takes a fifth of the time.
+    """
+    state = np.random.get_state()  # noqa: NPY002 - the state that Evidently changes is the global one
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if collecting:
+            gc.enable()
+        np.random.set_state(state)  # noqa: NPY002 - see above

@@ -3,84 +3,48 @@
 from __future__ import annotations
 
 import atexit
-import itertools
-import json
-import os
+import logging
 import re
 import secrets
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from nbdeploy import home
-from nbdeploy.errors import GateError, NbdeployError, NotFound
-from nbdeploy.gate_parameters import declared, fitted
-from nbdeploy.gate_result import CHECK_MIME, END_MIME, NONCE, Check, GateResult
+from nbdeploy.errors import GateError, NotFound
+from nbdeploy.gate_parameters import JSON, Declared, declared, fitted
+from nbdeploy.gate_result import Check, GateResult, check, end
 
 if TYPE_CHECKING:
     from nbdeploy.gate_runner import Recording
 
-__all__ = ["Check", "GateResult", "GateRun", "check", "end", "run", "start"]
+__all__ = ["Check", "GateResult", "GateRun", "check", "declared_names", "end", "run", "start"]
 
 MAX_OUTPUT = 20_000_000
 _END_CELL = "# Added by nbdeploy: shows that the notebook came to its end with its kernel alive.\nfrom nbdeploy import gate\n\ngate.end()"
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
-_numbers = itertools.count()  # of this gate's checks, so that its end can say how many there were
 
 
-def check(name: str, value: object, *, at_least: object = None, at_most: object = None, detail: str = "") -> bool:
-    """Record a check in a gate notebook, and show it.
+@dataclass(frozen=True)
+class _Job:
+    """A gate that was found fit to run."""
 
-    A check that fails does not raise: the cells after it run, and the gate fails at its end. Outside a gate
-    the check is only shown.
-
-    Parameters
-    ----------
-    name : str
-        What is checked.
-    value : bool or number
-        A bool must be True. A number needs a bound; NaN and infinity fail.
-    at_least, at_most : number, optional
-        The bounds, inclusive.
-    detail : str, optional
-        A few words to show beside it.
-
-    Returns
-    -------
-    bool
-        Whether it passed.
-
-    Examples
-    --------
-    >>> check("accuracy", 0.91, at_least=0.8)
-    ✓ accuracy: 0.91, wanted at least 0.8
-    True
-    """
-    one = Check.of(name, value, at_least=at_least, at_most=at_most, detail=detail)
-    text = f"{'✓' if one.passed else '✗'} {one}"
-    shown = {"text/plain": text, "text/html": one._repr_html_()}
-    if nonce := os.environ.get(NONCE):
-        _publish({CHECK_MIME: {**one.to_dict(), "number": next(_numbers), "nonce": nonce}, **shown})
-    elif (shell := _shell()) is not None:
-        shell.display_pub.publish(data=shown)
-    else:
-        sys.stdout.write(text + "\n")
-    return one.passed
-
-
-def end() -> None:
-    """Say how many checks a gate has made; the last cell of every gate notebook, added when it is run."""
-    if nonce := os.environ.get(NONCE):
-        made = next(_numbers)
-        text = f"The end was reached, after {made} check{'' if made == 1 else 's'}."
-        _publish({END_MIME: {"checks": made, "nonce": nonce}, "text/plain": text})
+    path: Path
+    source: Any
+    parameters: dict[str, JSON]
+    deployment: str
+    version: str
+    digest: str
+    timeout: float
+    env: Mapping[str, str]
+    folder: Path
 
 
 class GateRun:
@@ -88,37 +52,52 @@ class GateRun:
 
     Attributes
     ----------
-    state : str
-        What it is doing: the heading above the current cell.
+    done : bool
+        Whether there is a verdict, or a reason why there is none.
     progress : tuple of int
         How many of its cells are done, and how many there are.
+    state : str
+        What it is doing: the heading above the current cell.
     """
 
-    def __init__(self, work: Callable[[GateRun], GateResult], on_progress: Callable[[int, int], None] | None) -> None:
-        self.state = "starting"
+    def __init__(self, job: _Job, on_progress: Callable[[int, int], None] | None, shown: bool) -> None:
         self.progress = (0, 0)
+        self.state = "starting"
+        self._job = job
         self._on_progress = on_progress
+        self._shown = shown
         self._recording: Recording | None = None
         self._cancelled = False
         self._result: GateResult | None = None
         self._error: BaseException | None = None
         self._ended = threading.Event()
         atexit.register(self.cancel)
-        self._thread = threading.Thread(target=self._run, args=[work], name="nbdeploy-gate", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="nbdeploy-gate", daemon=True).start()
 
     @property
     def done(self) -> bool:
         return self._ended.is_set()
 
     def result(self, timeout: float | None = None) -> GateResult:
-        """Wait for the verdict, at most `timeout` seconds, and return it or raise what prevented it."""
+        """Return the verdict, after waiting for it at most `timeout` seconds, or raise what prevented it."""
         if not self._ended.wait(timeout):
-            raise TimeoutError(f"The gate is still running after {timeout} s: {self.state}")
+            msg = f"The gate is still running after {timeout} s: {self.state}"
+            raise TimeoutError(msg)
         if self._error is not None:
             raise self._error
         assert self._result is not None
         return self._result
+
+    def wait(self) -> GateResult:
+        """Wait for the verdict under a progress bar. An interrupt kills the kernel before it is raised again."""
+        try:
+            if self._shown:
+                self._show_progress()
+            return self.result()
+        except BaseException:
+            self.cancel()
+            self._ended.wait(15)
+            raise
 
     def cancel(self) -> None:
         """Kill the gate's kernel; the result then says that it was cancelled."""
@@ -128,31 +107,71 @@ class GateRun:
             self._recording.leash.cut()
 
     def __repr__(self) -> str:
-        return (
-            repr(self._result)
-            if self._result
-            else f"Gate running, {self.progress[0]} of {self.progress[1]} cells: {self.state}"
-        )
+        done, total = self.progress
+        return repr(self._result) if self._result else f"Gate running, {done} of {total} cells: {self.state}"
 
-    def _watch(self, recording: Recording) -> None:
-        self._recording = recording
-        if self._cancelled:
-            self.cancel()
+    def _show_progress(self) -> None:
+        from tqdm.auto import tqdm
+
+        # Drawn here, in the caller's thread: a widget belongs to the cell that runs.
+        with tqdm(desc=f"Validating {self._job.deployment} {self._job.version}", unit="cell", total=1) as bar:
+            ended = False
+            while not ended:
+                ended = self._ended.wait(0.1)
+                done, total = self.progress
+                if (bar.n, bar.total) != (done, total or 1):
+                    bar.n, bar.total = done, total or 1
+                    bar.set_postfix_str(self.state, refresh=False)
+                    bar.refresh()
 
     def _on_cell(self, done: int, total: int, heading: str) -> None:
         self.state = heading or self.state
         self.progress = (done, total)
         if self._on_progress is not None:
-            self._on_progress(done, total)
+            try:
+                self._on_progress(done, total)
+            except Exception:  # who watches must not change what is seen
+                logging.getLogger("nbdeploy.gate").exception("on_progress raised")
 
-    def _run(self, work: Callable[[GateRun], GateResult]) -> None:
+    def _run(self) -> None:
         try:
-            self._result = work(self)
-        except BaseException as error:  # noqa: BLE001 - it is raised again by result(), in the caller's thread
+            self._result = self._work()
+        except BaseException as error:  # noqa: BLE001 - result() raises it, in the thread that asks
             self._error = error
         finally:
             atexit.unregister(self.cancel)
             self._ended.set()
+
+    def _work(self) -> GateResult:
+        from nbdeploy import gate_runner
+
+        job = self._job
+        self._recording = recording = gate_runner.Recording(secrets.token_hex(16), MAX_OUTPUT, self._on_cell)
+        if self._cancelled:  # before there was anything to cancel
+            self.cancel()
+        started, clock = datetime.now(timezone.utc), time.monotonic()
+        gate_runner.execute(
+            job.source, job.parameters, recording, folder=job.path.parent, env=job.env, timeout=job.timeout
+        )
+        why = _reason(recording, job.timeout)
+        result = GateResult(
+            deployment=job.deployment,
+            version=job.version,
+            digest=job.digest,
+            passed=not why,
+            checks=tuple(one for _, one in sorted(recording.checks.items())),
+            notebook=job.folder / f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}.ipynb",
+            reason=why,
+            started=started,
+            seconds=time.monotonic() - clock,
+            parameters=job.parameters,
+        )
+        _keep(result, recording, job.path)
+        if not (recording.ready or recording.timed_out or recording.cancelled):
+            msg = f"The kernel for {job.path.name} did not start: {why}"
+            raise GateError(msg, details=recording.stderr)
+        self._on_cell(self.progress[1], self.progress[1], "done")
+        return result
 
 
 def start(
@@ -163,6 +182,7 @@ def start(
     version: str,
     digest: str,
     timeout: float = 600,
+    progress: bool = True,
     env: Mapping[str, str] = _EMPTY,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> GateRun:
@@ -181,6 +201,8 @@ def start(
         What is judged; the evidence is filed under it.
     timeout : float
         Seconds for everything, the start of the kernel included.
+    progress : bool
+        Whether `GateRun.wait` shows a bar.
     env : mapping
         More environment for its kernel. Never written to the notebook: the place for secrets.
     on_progress : callable, optional
@@ -200,40 +222,15 @@ def start(
     path = Path(notebook).expanduser().absolute()
     source = _read(path)
     values = fitted(parameters, _declared(source), path.name)
-    if not (isinstance(timeout, (int, float)) and 0 < timeout < threading.TIMEOUT_MAX):
-        raise GateError(f"A gate cannot run for {timeout!r} seconds", "Give a positive number.")
+    if not 0 < timeout < threading.TIMEOUT_MAX:
+        msg = f"A gate cannot run for {timeout!r} seconds"
+        raise GateError(msg, "Give a positive number.")
     if not re.fullmatch(r"[A-Za-z0-9_-]+", digest):
-        raise GateError(f"{digest[:80]!r} is not the digest of a version")
+        msg = f"{digest[:80]!r} is not the digest of a version"
+        raise GateError(msg)
     folder = home.folder("gates", home.check_name(deployment), digest[:16])
-
-    def work(handle: GateRun) -> GateResult:
-        from nbdeploy import gate_runner
-
-        recording = gate_runner.Recording(secrets.token_hex(16), MAX_OUTPUT, handle._on_cell)  # noqa: SLF001
-        handle._watch(recording)  # noqa: SLF001
-        started, clock = datetime.now(timezone.utc), time.monotonic()
-        gate_runner.execute(source, values, recording, folder=path.parent, env=env, timeout=timeout)
-        why = _reason(recording, timeout)
-        stem = folder / f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-        result = GateResult(
-            deployment=deployment,
-            version=version,
-            digest=digest,
-            passed=not why,
-            checks=tuple(one for _, one in sorted(recording.checks.items())),
-            notebook=stem.with_suffix(".ipynb"),
-            reason=why,
-            started=started,
-            seconds=time.monotonic() - clock,
-            parameters=values,
-        )
-        _keep(result, recording, path)
-        if not (recording.ready or recording.timed_out or recording.cancelled):
-            raise GateError(f"The kernel for {path.name} did not start: {why}", details=recording.stderr)
-        handle._on_cell(*[handle.progress[1]] * 2, "done")  # noqa: SLF001
-        return result
-
-    return GateRun(work, on_progress)
+    job = _Job(path, source, values, deployment, version, digest, timeout, dict(env), folder)
+    return GateRun(job, on_progress, progress)
 
 
 def run(
@@ -247,38 +244,22 @@ def run(
     progress: bool = True,
     env: Mapping[str, str] = _EMPTY,
 ) -> GateResult:
-    """Run a gate and wait for its verdict, with a progress bar unless `progress` is False.
-
-    This is `start` and `GateRun.result`. An interrupt kills the gate's kernel before it is raised again.
-    """
-    handle = start(
-        notebook, parameters, deployment=deployment, version=version, digest=digest, timeout=timeout, env=env
-    )
-    try:
-        if progress:
-            _show_progress(handle, f"{deployment} {version}")
-        return handle.result()
-    except BaseException:
-        handle.cancel()
-        with suppress(TimeoutError, NbdeployError):
-            handle.result(timeout=15)
-        raise
+    """Run a gate and wait for its verdict: `start` and `GateRun.wait`."""
+    return start(
+        notebook,
+        parameters,
+        deployment=deployment,
+        version=version,
+        digest=digest,
+        timeout=timeout,
+        progress=progress,
+        env=env,
+    ).wait()
 
 
-def _show_progress(handle: GateRun, title: str) -> None:
-    from tqdm.auto import tqdm
-
-    # Drawn here, in the caller's thread: widgets of the notebook's bar belong to the cell that runs.
-    with tqdm(desc=f"Validating {title}", unit="cell", total=1) as bar:
-        while True:
-            ended = handle._ended.wait(0.1)  # noqa: SLF001 - one module
-            done, total = handle.progress
-            if (bar.n, bar.total) != (done, total or 1):
-                bar.n, bar.total = done, total or 1
-                bar.set_postfix_str(handle.state, refresh=False)
-                bar.refresh()
-            if ended:
-                return
+def declared_names(notebook: Path) -> list[str]:
+    """The names of the parameters that a notebook declares."""
+    return [*_declared(_read(Path(notebook).expanduser().absolute()))]
 
 
 def _read(path: Path) -> Any:
@@ -286,38 +267,41 @@ def _read(path: Path) -> Any:
     import nbformat
 
     if not path.is_file():
-        raise NotFound(f"There is no notebook {path}")
+        msg = f"There is no notebook {path}"
+        raise NotFound(msg)
     try:
-        raw = json.loads(path.read_bytes())
-        if not isinstance(raw, dict) or "nbformat" not in raw:
-            raise ValueError("no nbformat in it")
-        notebook = nbformat.v4.upgrade(nbformat.convert(nbformat.from_dict(raw), 4))
-        metadata = notebook.metadata
-        metadata.pop("papermill", None)
-        metadata.papermill = {"parameters": {}, "default_parameters": {}, "environment_variables": {}}
-        # An earlier run's parameters would silently decide this one.
-        notebook.cells = [one for one in notebook.cells if "injected-parameters" not in one.metadata.get("tags", [])]
-        notebook.cells.append(nbformat.v4.new_code_cell(_END_CELL, metadata={"tags": ["nbdeploy-end"]}))
-        for number, cell in enumerate(notebook.cells):
-            cell.id = f"cell-{number}"
-            cell.metadata.tags = list(cell.metadata.get("tags", []))
-            cell.metadata.papermill = {}
-            if cell.cell_type == "code":
-                cell.update(outputs=[], execution_count=None)
+        notebook = nbformat.v4.upgrade(nbformat.convert(nbformat.reader.reads(path.read_text(encoding="utf-8")), 4))
+        _prepare(notebook)
         nbformat.validate(notebook)
     except Exception as error:
-        raise GateError(
-            f"{path} is not a Jupyter notebook: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from error
+        msg = f"{path} is not a Jupyter notebook: {type(error).__name__} {str(error).strip()[:100]}"
+        raise GateError(msg) from error
+    metadata = notebook.metadata
     language = (
         metadata.get("kernelspec", {}).get("language") or metadata.get("language_info", {}).get("name") or "python"
     )
     if str(language).lower() not in {"python", "ipython"}:
-        raise GateError(f"{path.name} is written in {language}, and a gate runs in Python")
+        msg = f"{path.name} is written in {language}, and a gate runs in Python"
+        raise GateError(msg)
     return notebook
 
 
-def _declared(notebook: Any) -> Any:
+def _prepare(notebook: Any) -> None:
+    from nbformat.v4 import new_code_cell
+
+    notebook.metadata.papermill = {"parameters": {}, "default_parameters": {}, "environment_variables": {}}
+    # An earlier run's parameters would silently decide this one.
+    notebook.cells = [one for one in notebook.cells if "injected-parameters" not in one.metadata.get("tags", [])]
+    notebook.cells.append(new_code_cell(_END_CELL, metadata={"tags": ["nbdeploy-end"]}))
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
+        cell.metadata.tags = list(cell.metadata.get("tags", []))
+        cell.metadata.papermill = {}
+        if cell.cell_type == "code":
+            cell.update(outputs=[], execution_count=None)
+
+
+def _declared(notebook: Any) -> dict[str, Declared]:
     tagged = (cell.source for cell in notebook.cells if "parameters" in cell.metadata.tags and cell.cell_type == "code")
     return declared(next(tagged, ""))
 
@@ -327,8 +311,12 @@ def _keep(result: GateResult, recording: Recording, path: Path) -> None:
     import nbformat
 
     recording.notebook.metadata.papermill.update(input_path=str(path), output_path=str(result.notebook))
-    home.write_atomic(result.notebook, nbformat.writes(recording.notebook).encode())
-    home.write_json(result.notebook.with_suffix(".json"), result.to_dict())
+    try:
+        home.write_atomic(result.notebook, nbformat.writes(recording.notebook).encode(errors="replace"))
+        home.write_json(result.notebook.with_suffix(".json"), result.to_dict())
+    except OSError as error:
+        msg = f"The evidence of this gate could not be written to {result.notebook}: {error.strerror}"
+        raise GateError(msg, "Without evidence there is no verdict; make room and run it again.") from error
 
 
 def _reason(recording: Recording, timeout: float) -> str:
@@ -387,19 +375,3 @@ def _how(code: int | None) -> str:
         with suppress(ValueError):
             return f"killed by {signal.Signals(-code).name}"
     return f"exit code {code}"
-
-
-def _shell() -> Any:
-    # Not imported for this: where IPython is not loaded there is no notebook.
-    ipython = sys.modules.get("IPython")
-    return ipython.get_ipython() if ipython is not None else None
-
-
-def _publish(data: dict[str, Any]) -> None:
-    """Display in a gate; only its own process can, and a check that goes nowhere must not look like one made."""
-    shell = _shell()
-    if shell is None or not hasattr(shell, "kernel") or shell.kernel.session.pid != os.getpid():
-        raise GateError(
-            "A check was made outside the notebook's own process", "Return the value, and check it in a cell."
-        )
-    shell.display_pub.publish(data=data)

@@ -44,7 +44,8 @@ def declared(source: str) -> dict[str, Declared]:
     try:
         tree = ast.parse(code, type_comments=True)
     except SyntaxError as error:
-        raise GateError(f"The parameters cell is not Python: {error.msg} in line {error.lineno}") from error
+        msg = f"The parameters cell is not Python: {error.msg} in line {error.lineno}"
+        raise GateError(msg) from error
     found: dict[str, Declared] = {}
     for node in tree.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
@@ -63,12 +64,13 @@ def fitted(parameters: Mapping[str, object], known: Mapping[str, Declared], note
         if name not in known:
             hint = did_you_mean(str(name), known) or "It has no cell tagged 'parameters' that assigns anything."
             known_names = f" It knows {', '.join(sorted(known))}." if known and not hint.startswith("Known") else ""
-            raise GateError(f"{notebook} has no parameter {str(name)[:80]!r}", hint + known_names)
+            msg = f"{notebook} has no parameter {str(name)[:80]!r}"
+            raise GateError(msg, hint + known_names)
         values[name] = _as_declared(name, plain(name, value), known[name])
     return values
 
 
-def plain(name: str, value: object) -> JSON:
+def plain(name: str, value: object) -> JSON:  # noqa: C901 - one line per kind of value
     """Turn numpy and pandas values, dates, paths, tuples and sets into what JSON has."""
     if value is None or isinstance(value, (bool, int)):
         return value
@@ -82,7 +84,8 @@ def plain(name: str, value: object) -> JSON:
         return _encodable(name, str(value))
     if isinstance(value, Mapping):
         if wrong := [key for key in value if not isinstance(key, str)]:
-            raise GateError(f"Parameter {name!r} has the key {wrong[0]!r}", "Keys must be text.")
+            msg = f"Parameter {name!r} has the key {wrong[0]!r}"
+            raise GateError(msg, "Keys must be text.")
         return {str.__str__(key): plain(name, item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(name, item) for item in value]
@@ -95,7 +98,8 @@ def plain(name: str, value: object) -> JSON:
         if hasattr(value, "tolist") and (items := value.tolist()) is not value:
             return plain(name, items)
     hint = "Save it to a file and give its path." if hasattr(value, "to_parquet") else "Give text, a number or a list."
-    raise GateError(f"Parameter {name!r} is a {type(value).__name__}, which a notebook cannot be given", hint)
+    msg = f"Parameter {name!r} is a {type(value).__name__}, which a notebook cannot be given"
+    raise GateError(msg, hint)
 
 
 def _declaration(annotation: str, default: ast.expr | None) -> Declared:
@@ -155,12 +159,14 @@ def _misfit(name: str, wanted: Declared, value: JSON) -> GateError:
 def _finite(name: str, number: float) -> float:
     if math.isfinite(number):
         return number
-    raise GateError(f"Parameter {name!r} is {number}", "Give a finite number.")
+    msg = f"Parameter {name!r} is {number}"
+    raise GateError(msg, "Give a finite number.")
 
 
 def _encodable(name: str, text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise GateError(f"Parameter {name!r} is text that is not valid Unicode") from error
+        msg = f"Parameter {name!r} is text that is not valid Unicode"
+        raise GateError(msg) from error
     return text

@@ -1,9 +1,12 @@
-"""The nouns of validation: one check, and the verdict of a whole gate. Facts and how they look; nothing runs here."""
+"""The nouns of validation: one check, and the verdict of a whole gate."""
 
 from __future__ import annotations
 
 import html
+import itertools
 import math
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,6 +18,8 @@ from nbdeploy.errors import GateError
 CHECK_MIME = "application/vnd.nbdeploy.check+json"
 END_MIME = "application/vnd.nbdeploy.gate-end+json"
 NONCE = "NBDEPLOY_GATE_NONCE"
+
+_numbers = itertools.count()  # of this gate's checks, so that its end can say how many there were
 
 Number = bool | int | float
 
@@ -53,22 +58,23 @@ class Check:
         cls, name: str, value: object, *, at_least: object = None, at_most: object = None, detail: str = ""
     ) -> Check:
         """Decide a check; anything that cannot be decided is a `GateError`, never a pass."""
-        if not isinstance(name, str) or not name.strip():
-            raise GateError(f"A check needs a name, got {name!r}", "For example check('accuracy', 0.91, at_least=0.8).")
+        if not str(name).strip():
+            msg = f"A check needs a name, got {name!r}"
+            raise GateError(msg, "For example check('accuracy', 0.91, at_least=0.8).")
         measured = _number(name, "value", value)
         low = None if at_least is None else _bound(name, "at_least", at_least)
         high = None if at_most is None else _bound(name, "at_most", at_most)
         if isinstance(measured, bool):
             if low is not None or high is not None:
-                raise GateError(f"Check {name!r} compares {measured} with a number", "Give a number, or no bound.")
+                msg = f"Check {name!r} compares {measured} with a number"
+                raise GateError(msg, "Give a number, or no bound.")
             passed = measured
         elif low is None and high is None:
-            raise GateError(
-                f"Check {name!r} has the number {measured!r} and no bound", "Say at_least= or at_most=, or give a bool."
-            )
+            msg = f"Check {name!r} has the number {measured!r} and no bound"
+            raise GateError(msg, "Say at_least= or at_most=, or give a bool.")
         else:
             passed = math.isfinite(measured) and (low is None or measured >= low) and (high is None or measured <= high)
-        return cls(" ".join(name.split()), passed, measured, low, high, " ".join(str(detail).split()))
+        return cls(" ".join(str(name).split()), passed, measured, low, high, " ".join(str(detail).split()))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the check as JSON; NaN and infinity, which JSON lacks, become their names."""
@@ -197,6 +203,54 @@ class GateResult:
         )
 
 
+def check(name: str, value: object, *, at_least: object = None, at_most: object = None, detail: str = "") -> bool:
+    """Record a check in a gate notebook, and show it.
+
+    A check that fails does not raise: the cells after it run, and the gate fails at its end. Outside a gate
+    the check is only shown.
+
+    Parameters
+    ----------
+    name : str
+        What is checked.
+    value : bool or number
+        A bool must be True. A number needs a bound; NaN and infinity fail.
+    at_least, at_most : number, optional
+        The bounds, inclusive.
+    detail : str, optional
+        A few words to show beside it.
+
+    Returns
+    -------
+    bool
+        Whether it passed.
+
+    Examples
+    --------
+    >>> check("accuracy", 0.91, at_least=0.8)
+    ✓ accuracy: 0.91, wanted at least 0.8
+    True
+    """
+    one = Check.of(name, value, at_least=at_least, at_most=at_most, detail=detail)
+    text = f"{'✓' if one.passed else '✗'} {one}"
+    shown = {"text/plain": text, "text/html": one._repr_html_()}
+    if nonce := os.environ.get(NONCE):
+        _publish({CHECK_MIME: {**one.to_dict(), "number": next(_numbers), "nonce": nonce}, **shown})
+    elif (shell := _shell()) is not None:
+        shell.display_pub.publish(data=shown)
+    else:
+        sys.stdout.write(text + "\n")
+    return one.passed
+
+
+def end() -> None:
+    """Say how many checks a gate has made; the last cell of every gate notebook, added when it is run."""
+    if nonce := os.environ.get(NONCE):
+        made = next(_numbers)
+        text = f"The end was reached, after {made} check{'' if made == 1 else 's'}."
+        _publish({END_MIME: {"checks": made, "nonce": nonce}, "text/plain": text})
+
+
 def _mark(passed: bool) -> str:
     return f'<span style="color: {_GOOD if passed else _BAD}">{"✓" if passed else "✗"}</span>'
 
@@ -211,8 +265,9 @@ def _number(name: str, role: str, value: object) -> Number:
         value = value.item()  # type: ignore[attr-defined]
     if isinstance(value, (bool, int, float)):
         return value
+    msg = f"The {role} of check {name!r} is {type(value).__name__}, not a number or a bool"
     raise GateError(
-        f"The {role} of check {name!r} is {type(value).__name__}, not a number or a bool",
+        msg,
         "Reduce it to one number first.",
     )
 
@@ -220,5 +275,21 @@ def _number(name: str, role: str, value: object) -> Number:
 def _bound(name: str, role: str, value: object) -> float:
     bound = _number(name, role, value)
     if isinstance(bound, bool) or not math.isfinite(bound):
-        raise GateError(f"{role} of check {name!r} is {bound!r}, which bounds nothing", "Give a finite number.")
+        msg = f"{role} of check {name!r} is {bound!r}, which bounds nothing"
+        raise GateError(msg, "Give a finite number.")
     return bound
+
+
+def _shell() -> Any:
+    # Not imported for this: where IPython is not loaded there is no notebook.
+    ipython = sys.modules.get("IPython")
+    return ipython.get_ipython() if ipython is not None else None
+
+
+def _publish(data: dict[str, Any]) -> None:
+    """Display in a gate; only its own process can, and a check that goes nowhere must not look like one made."""
+    shell = _shell()
+    if shell is None or not hasattr(shell, "kernel") or shell.kernel.session.pid != os.getpid():
+        msg = "A check was made outside the notebook's own process"
+        raise GateError(msg, "Return the value, and check it in a cell.")
+    shell.display_pub.publish(data=data)

@@ -14,6 +14,7 @@ import sys
 import sysconfig
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -70,10 +71,17 @@ class Leash:
     def poll(self) -> int | None:
         """The exit code once the kernel is gone; its orphans go with it."""
         with self._lock:
-            if self._process and self._process.returncode is None and self._ended(self._process.pid):
+            if self._process is None:
+                return 0
+            if self._process.returncode is None and self._ended(self._process.pid):
                 self._kill()
-                self._process.wait()
-            return self.exit_code if self._process else 0
+            return self._process.poll()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the kernel to be gone."""
+        deadline = time.monotonic() + seconds
+        while self.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def _kill(self) -> None:
         # Not after it was reaped: its number may then be somebody else's.
@@ -84,7 +92,10 @@ class Leash:
     @staticmethod
     def _ended(pid: int) -> bool:
         # WNOWAIT leaves the dead kernel in the process table, which keeps its group's number taken.
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        try:
+            return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except (AttributeError, ChildProcessError):  # macOS before Python 3.13; reaped by somebody else
+            return False
 
 
 @dataclass
@@ -163,7 +174,7 @@ def execute(
     finally:
         watchdog.cancel()
         recording.leash.cut()
-        recording.leash.poll()
+        recording.leash.wait(5)
         _close(loop)
 
 
@@ -207,11 +218,8 @@ class _Manager(AsyncKernelManager):
             language="python",
         )
 
-    async def _async_interrupt_kernel(self) -> None:
-        """Not before a shutdown: a kernel that is interrupted while idle often misses the request that follows."""
 
-
-class _Client(PapermillNotebookClient):  # type: ignore[misc]
+class _Client(PapermillNotebookClient):
     """Papermill's client, with our kernel and our ears."""
 
     def __init__(self, nb_man: Any, recording: Recording, **options: Any) -> None:
@@ -225,7 +233,8 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
         self.recording = recording
 
     def create_kernel_manager(self) -> AsyncKernelManager:
-        manager = _Manager(kernel_name="python3")
+        # One ipykernel in fifteen hangs in its own exit: a second for its atexit hooks, not jupyter_client's 2.5.
+        manager = _Manager(kernel_name="python3", shutdown_wait_time=2.0)
         manager.kernel_id = str(uuid.uuid4())
         manager.provisioner = _Provisioner(kernel_id=manager.kernel_id, kernel_spec=manager.kernel_spec, parent=manager)
         manager.provisioner.leash = self.recording.leash
@@ -255,14 +264,14 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
             self.recording.at = cell_index
         self.recording.on_cell(cell_index, len(self.nb.cells), _heading(cell))
 
-    def _on_cell_executed(self, cell: Any, cell_index: int, execute_reply: Mapping[str, Any]) -> None:  # noqa: ARG002
+    def _on_cell_executed(self, cell_index: int, execute_reply: Mapping[str, Any], **_: Any) -> None:
         content = execute_reply["content"]
         self.recording.statuses[cell_index] = content["status"]
         # quit() is answered with "ok" and takes effect a moment later, when the rest may have run already.
         self.recording.quit |= any(load.get("source") == "ask_exit" for load in content.get("payload") or [])
 
 
-class _Engine(NBClientEngine):  # type: ignore[misc]
+class _Engine(NBClientEngine):
     """Papermill's own engine with `_Client` in place of its client."""
 
     @classmethod

@@ -65,8 +65,9 @@ def check_name(name: object) -> str:
     if re.fullmatch(NAME_PATTERN, text) and text[-1].isalnum():
         return text
     suggestion = re.sub(r"[^a-z0-9._-]+", "-", str(name).lower())[:63].strip("._-")
+    msg = f"{str(name)[:80]!r} cannot name a deployment"
     raise InvalidName(
-        f"{str(name)[:80]!r} cannot name a deployment",
+        msg,
         "Use lower-case letters, digits, '.', '_' and '-', at most 63, a letter or digit first and last"
         + (f", for example {suggestion!r}." if re.fullmatch(NAME_PATTERN, suggestion) else "."),
     )
@@ -109,7 +110,8 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise NbdeployError(f"{path} is not readable as JSON: {error}", "Move it away and try again.") from error
+        msg = f"{path} is not readable as JSON: {error}"
+        raise NbdeployError(msg, "Move it away and try again.") from error
 
 
 @contextmanager
@@ -125,8 +127,9 @@ def lock(*parts: str, timeout: float = 600) -> Iterator[None]:
     try:
         held.acquire(timeout=timeout)
     except filelock.Timeout as error:
+        msg = f"Another process has been working on {'-'.join(parts)!r} for {timeout:.0f} s"
         raise NbdeployError(
-            f"Another process has been working on {'-'.join(parts)!r} for {timeout:.0f} s",
+            msg,
             "Wait for it, or end it.",
         ) from error
     try:

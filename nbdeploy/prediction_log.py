@@ -76,6 +76,7 @@ class LogWriter:
 
 
 def new_request_id() -> str:
+    """The id of one request, of which its rows' ids are made."""
     return secrets.token_hex(8)
 
 

@@ -35,7 +35,7 @@ def is_ours(pid: int, start: float, token: str) -> bool:
 
     try:
         process = psutil.Process(pid)
-        return (
+        return bool(
             process.status() != psutil.STATUS_ZOMBIE
             and abs(process.create_time() - start) < 0.05
             and process.environ().get(IDENTITY) == token

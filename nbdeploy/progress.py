@@ -11,14 +11,14 @@ from typing import Protocol
 class Step(Protocol):
     """Called with the name of the step that begins, or without one to say that time passes."""
 
-    def __call__(self, name: str = "") -> None: ...
+    def __call__(self, name: str = "", /) -> None: ...
 
 
 @contextmanager
 def steps(title: str, names: Sequence[str], shown: bool = True) -> Iterator[Step]:
     """A bar over named steps that goes away when the work is done."""
     if not shown or not _visible():
-        yield lambda name="": None
+        yield _unseen
         return
     from tqdm.auto import tqdm
 
@@ -36,6 +36,10 @@ def steps(title: str, names: Sequence[str], shown: bool = True) -> Iterator[Step
         yield step
     finally:
         bar.close()
+
+
+def _unseen(_name: str = "") -> None:
+    """Stand in for a bar that nobody would see."""
 
 
 def _visible() -> bool:

@@ -6,12 +6,13 @@ import base64
 import gzip
 import hashlib
 import html
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 SLOT = "/*nbdeploy-bundle*/"
 
@@ -33,7 +34,9 @@ _FIT = """
 })();
 """
 
-_PAGE_STYLE = "body{margin:0}.nbdeploy-note{font:13px/1.5 system-ui,sans-serif;padding:10px 24px;color:#444;background:#f5f5f5}"
+_PAGE_STYLE = (
+    "body{margin:0}.nbdeploy-note{font:13px/1.5 system-ui,sans-serif;padding:10px 24px;color:#444;background:#f5f5f5}"
+)
 
 _ESM = """
 const ask = (model, what) => new Promise((ok, no) => {
@@ -80,11 +83,35 @@ export default { async render({ model, el }) {
 """
 
 
+_TONES = {"drift": "bad", "no drift": "good"}
+
+# Colours are JupyterLab's, so that they follow its theme. The first rule hides the "Error displaying widget" that it
+# writes when the kernel is gone: only that output carries the class itself.
+_STYLE = """<style>
+.jp-OutputArea:has(.nbdeploy-static) .jp-OutputArea-output.jupyter-widgets{display:none}
+.nbdeploy-static{font-size:13px;color:var(--jp-content-font-color1,inherit);overflow-x:auto}
+.nbdeploy-static p{margin:6px 0}
+.nbdeploy-static table{border-collapse:collapse;margin:0}
+.nbdeploy-static th,.nbdeploy-static td{text-align:left!important;padding:4px 14px 4px 8px;white-space:nowrap;
+border-bottom:1px solid var(--jp-border-color2,rgba(128,128,128,.35))}
+.nbdeploy-static td:nth-child(1),.nbdeploy-static td:nth-child(3){white-space:normal;overflow-wrap:anywhere}
+.nbdeploy-static td:nth-child(n+4),.nbdeploy-static th:nth-child(n+4){text-align:right!important;
+font-variant-numeric:tabular-nums}
+.nbdeploy-static .bad td:nth-child(2){color:var(--jp-error-color1,#d32f2f);font-weight:600}
+.nbdeploy-static .good td:nth-child(2){color:var(--jp-success-color1,#388e3c)}
+.nbdeploy-static .none td{color:var(--jp-content-font-color2,gray)}
+</style>"""
+
+
 @dataclass(frozen=True)
 class Bundle:
-    """The part of a page that is the same for every page: its JavaScript library."""
+    """The part of a page that is the same in every page: the file of its JavaScript library."""
 
-    text: str
+    path: Path
+
+    @property
+    def text(self) -> str:
+        return _read(self.path)
 
     @property
     def key(self) -> str:
@@ -92,7 +119,7 @@ class Bundle:
 
     def packed(self) -> bytes:
         """The gzip bytes, made once per process."""
-        return _pack(self.text)
+        return _packed(self.path)
 
 
 def seal(page: str, *, title: str, note: str) -> str:
@@ -112,8 +139,7 @@ def seal(page: str, *, title: str, note: str) -> str:
     str
         A document that runs no other script, inline handler or ``javascript:`` link, and reaches no server.
     """
-    scripts = [_FIT, *re.findall(r"<script[^>]*>(.*?)</script>", page, re.DOTALL)]
-    policy = _POLICY.format(hashes=" ".join(dict.fromkeys(map(_hash, scripts))))
+    policy = _POLICY.format(hashes=" ".join(dict.fromkeys(map(_hash, [_FIT, *_scripts(page)]))))
     head = (
         f'<head><meta http-equiv="Content-Security-Policy" content="{policy}">'
         f"<title>{html.escape(title)}</title><style>{_PAGE_STYLE}</style>"
@@ -129,32 +155,54 @@ def seal(page: str, *, title: str, note: str) -> str:
 
 def pack(page: str, bundle: Bundle) -> bytes:
     """Gzip bytes of `page` with its bundle left out, for a `view` that gets the bundle by itself."""
-    return gzip.compress(page.replace(bundle.text, SLOT, 1).encode(), 6, mtime=0)
+    return gzip.compress((page.replace(bundle.text, SLOT, 1) if bundle.text else page).encode(), 6, mtime=0)
 
 
-def view(page: bytes, bundle: Callable[[], Bundle], *, title: str) -> Any:
+def view(page: bytes, bundle: Bundle, *, title: str) -> Any:
     """Make a widget that shows a page from `pack` in an iframe that may run scripts and do nothing else.
 
     The page travels as bytes each time a live view asks for it, the bundle once per browser page.
     Neither is part of the widget's state, so neither is saved with the notebook.
     """
-    return _widget_class()(page, bundle(), title=title)
+    return _widget_class()(page, bundle, title=title)
 
 
-def show(static: Mapping[str, str], page: bytes, bundle: Callable[[], Bundle], *, title: str) -> None:
+def show(static: Mapping[str, str], page: bytes, bundle: Bundle | None, *, title: str) -> None:
     """Display `static` (MIME type to text, saved with the notebook) and, in a live kernel, the page below it."""
     from IPython import display, get_ipython
 
     display.display(dict(static), raw=True)
-    if page and getattr(get_ipython(), "kernel", None) is not None:
+    if bundle and getattr(get_ipython(), "kernel", None) is not None:
         with suppress(ImportError):  # without anywidget the static part and its link are what there is
             display.display(view(page, bundle, title=title))
 
 
-# Without a kernel JupyterLab writes "Error displaying widget" into an output of its own, which alone has this class.
-HIDE_DEAD_WIDGET = (
-    "<style>.jp-OutputArea:has(.nbdeploy-static) .jp-OutputArea-output.jupyter-widgets{display:none}</style>"
-)
+def verdict_table(
+    summary: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, more: str = "", link: Path | None = None
+) -> str:
+    """Render a line of text, a table and a link to a page; all of it plain text, escaped here."""
+    heads = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    lines = "".join(
+        f'<tr class="{_TONES.get(row[1], "none")}">'
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+        + "</tr>"
+        for row in rows
+    )
+    parts = [f"<p><b>{html.escape(summary)}</b></p>", f"<table><tr>{heads}</tr>{lines}</table>"]
+    if more:
+        parts.append(f"<p>{html.escape(more)}</p>")
+    if link:
+        parts.append(f"<p>Full report: {_link(link)}</p>")
+    return f'{_STYLE}<div class="nbdeploy-static">{"".join(parts)}</div>'
+
+
+def _link(path: Path) -> str:
+    """A link where the notebook's page can follow it: below the working directory."""
+    try:
+        below = path.absolute().relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return html.escape(str(path))
+    return f'<a href="{html.escape(quote(below))}" target="_blank" rel="noopener">{html.escape(path.name)}</a>'
 
 
 @lru_cache(maxsize=1)
@@ -190,8 +238,22 @@ def _widget_class() -> Any:
 
 
 @lru_cache(maxsize=1)
-def _pack(text: str) -> bytes:
-    return gzip.compress(text.encode(), 6, mtime=0)
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+@lru_cache(maxsize=1)
+def _packed(path: Path) -> bytes:
+    return gzip.compress(_read(path).encode(), 6, mtime=0)
+
+
+def _scripts(page: str) -> Iterator[str]:
+    """The scripts as a browser finds them: from a start tag to the next end tag, whatever is between."""
+    end = 0
+    while (start := page.find("<script", end)) >= 0:
+        start = page.index(">", start) + 1
+        end = page.index("</script>", start)
+        yield page[start:end]
 
 
 def _hash(script: str) -> str:

@@ -136,6 +136,7 @@ def application() -> Starlette:
 
 
 async def predict(request: Request) -> Response:
+    """One record, many, or columns with data."""
     predictor = _predictor(request)
     started = time.perf_counter()
     response = await _predict(predictor, request)
@@ -167,21 +168,25 @@ async def _predict(predictor: Predictor, request: Request) -> Response:
 
 
 async def signature(request: Request) -> Response:
+    """What goes in and what comes out."""
     predictor = _predictor(request)
     return _json(200, {"name": predictor.name, "version": predictor.version, **predictor.signature.to_dict()})
 
 
 async def metrics(request: Request) -> Response:
+    """Prometheus text."""
     text, media = await run_in_threadpool(_predictor(request).metrics.render)
     return Response(text, media_type=media)
 
 
 async def openapi_document(request: Request) -> Response:
+    """The OpenAPI document."""
     predictor = _predictor(request)
     return _json(200, openapi(predictor.name, predictor.version, predictor.signature))
 
 
 async def index(request: Request) -> Response:
+    """The front page."""
     predictor = _predictor(request)
     return HTMLResponse(index_page(predictor.name, predictor.version, predictor.signature))
 
@@ -205,10 +210,10 @@ def parse_json(body: bytes) -> Any:
         try:
             value = json.loads(body)
             json.dumps(value, ensure_ascii=False).encode()  # refuses lone surrogates, which no log could hold
-            return value  # noqa: TRY300
         except (ValueError, RecursionError):
             msg = f"the body is not JSON: {strict}"
             raise Unreadable(msg) from strict
+        return value
 
 
 # -- helpers ------------------------------------------------------------------------------------------------

@@ -43,8 +43,14 @@ def openapi(name: str, version: str, signature: Signature) -> dict[str, Any]:
     }
     proba = {"name": "proba", "in": "query", "schema": {"type": "boolean", "default": False},
              "description": "Add the probabilities of the classes."}  # fmt: skip
-    refused = {"description": "Refused", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}}
-    answer = {"description": "One prediction per row", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Answer"}}}}
+    refused = {
+        "description": "Refused",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}},
+    }
+    answer = {
+        "description": "One prediction per row",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Answer"}}},
+    }
     text = {"description": "Yes", "content": {"text/plain": {"schema": {"type": "string"}}}}
     health = {"get": {"responses": {"200": text}}}
     return {

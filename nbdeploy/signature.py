@@ -128,7 +128,7 @@ class Signature:
         return f"Signature({inputs} -> {self.target or self.task}: {self.output})"
 
     def _repr_html_(self) -> str:
-        return self.table().to_html(escape=True, border=0)
+        return str(self.table().to_html(escape=True, border=0))
 
     # -- out: frames to JSON ------------------------------------------------------------------------
 
@@ -209,7 +209,9 @@ class Signature:
         if not isinstance(data, list) or not data:
             raise refusal([problem(None, None, "'data' as a list of at least one row", shown(data))])
         problems = [*self._column_problems(set(columns), row=None)]
-        doubled = sorted({name for name in columns if columns.count(name) > 1}) if len(set(columns)) < len(columns) else []
+        doubled = (
+            sorted({name for name in columns if columns.count(name) > 1}) if len(set(columns)) < len(columns) else []
+        )
         problems += [problem(None, name, "each column once", "the same column twice") for name in doubled]
         width = len(columns)
         for row, values in enumerate(data):
@@ -290,7 +292,9 @@ def infer_columns(X: pd.DataFrame) -> tuple[Column, ...]:
 def jsonable(values: pd.Series | np.ndarray[Any, Any]) -> list[Any]:
     """A column as plain JSON values: nulls for missing, ISO 8601 for datetimes."""
     series = pd.Series(values)
-    missing = series.isna().to_numpy() if series.dtype != object or not _holds_lists(series) else np.zeros(len(series), bool)
+    missing = (
+        series.isna().to_numpy() if series.dtype != object or not _holds_lists(series) else np.zeros(len(series), bool)
+    )
     if isinstance(series.dtype, pd.CategoricalDtype):
         series = series.astype(object)
     if pd.api.types.is_datetime64_any_dtype(series.dtype):
@@ -347,11 +351,14 @@ def shown(value: Any) -> str:
         return "NaN" if math.isnan(value) else "Infinity"
     if isinstance(value, (int, float)):
         # Integers of thousands of digits must neither be formatted nor echoed.
-        return "an integer beyond 64 bits" if isinstance(value, int) and value.bit_length() > 64 else f"the number {value}"
+        return (
+            "an integer beyond 64 bits" if isinstance(value, int) and value.bit_length() > 64 else f"the number {value}"
+        )
     return f"a list of {len(value)}" if isinstance(value, list) else "an object"
 
 
 def did_you_mean_one(word: str, known: Any) -> str:
+    """Like `did_you_mean`, and '' where no word is close."""
     hint = did_you_mean(word, known)
     return hint if hint.startswith("Did you mean") else ""
 
@@ -373,7 +380,10 @@ def _infer_column(label: Any, series: pd.Series) -> Column:
         finite = bool(np.isfinite(numbers).all())
         numbers = numbers[np.isfinite(numbers)]
         if len(numbers):
-            minimum, maximum = _plain(present.min() if finite else numbers.min()), _plain(present.max() if finite else numbers.max())
+            minimum, maximum = (
+                _plain(present.min() if finite else numbers.min()),
+                _plain(present.max() if finite else numbers.max()),
+            )
     elif kind == "datetime" and len(present):
         minimum, maximum = present.min().isoformat(), present.max().isoformat()
     elif kind == "category":
@@ -382,7 +392,9 @@ def _infer_column(label: Any, series: pd.Series) -> Column:
         distinct = present.unique()
         categories = tuple(sorted(map(str, distinct))) if len(distinct) <= MAX_CATEGORIES else None
     ordered = bool(series.cat.ordered) if kind == "category" else False
-    return Column(str(label), kind, str(series.dtype), nullable, finite, minimum, maximum, categories, ordered, integer_label)
+    return Column(
+        str(label), kind, str(series.dtype), nullable, finite, minimum, maximum, categories, ordered, integer_label
+    )
 
 
 def _kind(label: Any, series: pd.Series) -> Kind:
@@ -398,7 +410,7 @@ def _kind(label: Any, series: pd.Series) -> Kind:
     for matches, kind in checks:
         if matches(dtype):
             return kind
-    if types.is_string_dtype(dtype) or dtype == object:
+    if types.is_string_dtype(dtype) or dtype == np.dtype(object):
         held = types.infer_dtype(series, skipna=True)
         if held in ("string", "empty"):
             return "string"

@@ -100,12 +100,12 @@ def deploy(
     with lock("serve", name):
         running = deployment.find(name)
         if running is None and routing.live(name) is None:
-            return _save_and_serve(model, name, X, y, port, progress)
+            return _save_and_serve(model, name, X, y, port=port, progress=progress)
     save(model, name, X, y, progress=progress)
     return running or serve(name, port=port, progress=progress)
 
 
-def _save_and_serve(model: Any, name: str, X: Any, y: Any, port: int | None, progress: bool) -> Deployment:
+def _save_and_serve(model: Any, name: str, X: Any, y: Any, *, port: int | None, progress: bool) -> Deployment:
     with steps("deploy", ["write", "start and rehearse", "commit"], progress) as step:
         step("write")
         with model_store.stage(model, name, X, y) as staged:
@@ -194,7 +194,8 @@ def validate(
     timeout : float
         Seconds for the whole notebook.
     wait : bool
-        False returns a `GateRun` at once and works in the background; its ``result()`` is the `GateResult`.
+        False returns a `GateRun` at once and works in the background; its ``result()`` is the `GateResult`,
+        and `on_progress` is called with the cells done and their total.
 
     Raises
     ------
@@ -209,22 +210,15 @@ def validate(
         msg = f"{name!r} is running {service.version}, not {subject.version}"
         raise NbdeployError(msg, f"Serve it first: %deploy stop {name}, then %deploy serve {name} {subject.version}.")
     chosen = Path(notebook).expanduser() if notebook is not None else template("validate.ipynb")
-    given: dict[str, Any] = {"name": name, "version": subject.version, "url": service.url}
-    declared = gate.declared_parameters(chosen)
-    values = {key: value for key, value in given.items() if notebook is None or key in declared}
+    own = {"name": name, "version": subject.version, "url": service.url}
     if data is not None:
-        values |= {"data": _labelled_file(name, data), "target": target or subject.signature.target}
-    run = gate.start(
-        chosen,
-        {**values, **(parameters or {})},
-        deployment=name,
-        version=subject.version,
-        digest=subject.digest,
-        timeout=timeout,
-        progress=progress,
-        on_progress=on_progress,
-    )
-    return run.wait() if wait else run
+        own |= {"data": _labelled_file(name, data), "target": target or subject.signature.target}
+    declared = gate.declared_names(chosen)
+    values = {**{key: value for key, value in own.items() if key in declared}, **(parameters or {})}
+    about: Any = {"deployment": name, "version": subject.version, "digest": subject.digest, "timeout": timeout}
+    if wait:
+        return gate.run(chosen, values, progress=progress, **about)
+    return gate.start(chosen, values, on_progress=on_progress, **about)
 
 
 def drift(

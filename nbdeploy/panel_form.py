@@ -1,0 +1,123 @@
+"""The try-it form of the panel: a field per column, the typed texts as a record, the answer as text."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from nbdeploy.panel_static import plain
+from nbdeploy.signature import Column, Signature
+
+MAX_FIELDS = 40  # of a wider model, the other columns are sent as in the example row
+MAX_CHOICES = 30
+MAX_TEXT = 60
+MAX_VALUE = 1000
+
+
+def fields(signature: Signature) -> list[dict[str, Any]]:
+    """What the browser needs to draw each field: texts only, all of them short."""
+    return [
+        {
+            "name": _short(column.name) or "(no name)",
+            "kind": column.kind,
+            "nullable": column.nullable,
+            "hint": _hint(column),
+            "choices": _choices(column),
+        }
+        for column in signature.columns[:MAX_FIELDS]
+    ]
+
+
+def texts(signature: Signature) -> list[str]:
+    """The example row as it stands in the fields."""
+    example = signature.example or {}
+    return [_text(example.get(column.name))[:MAX_VALUE] for column in signature.columns[:MAX_FIELDS]]
+
+
+def record(signature: Signature, typed: Sequence[str]) -> dict[str, Any]:
+    """The row to ask about. What does not fit its column is sent as it was typed: the service says what is wrong."""
+    row = dict(signature.example or {})
+    shown = zip(signature.columns, typed, strict=False)
+    return {**{name: row.get(name) for name in signature.names}, **{c.name: _value(c, text) for c, text in shown}}
+
+
+def answer(signature: Signature, answered: pd.DataFrame) -> tuple[str, str]:
+    """The prediction, and the probabilities of the likeliest classes, as two texts."""
+    row = answered.iloc[0]
+    found = f"{_short(signature.target) or 'prediction'}: {plain(_text(row['prediction']))[:MAX_VALUE]}"
+    prefix = "probability_"
+    scores = {str(key)[len(prefix) :]: float(row[key]) for key in answered.columns if str(key).startswith(prefix)}
+    best = sorted(scores, key=lambda name: -scores[name])
+    chances = ", ".join(f"{_short(name)} {scores[name]:.1%}" for name in best[:4])
+    more = f" and {len(best) - 4} more" if len(best) > 4 else ""
+    return found, f"probability {chances}{more}" if chances else ""
+
+
+# -- helpers ------------------------------------------------------------------------------------------------
+
+
+def _value(column: Column, text: str) -> Any:
+    word = text.strip()
+    if not word and (column.nullable or column.kind not in ("string", "category")):
+        return None
+    if column.kind == "bool":
+        return {"true": True, "false": False}.get(word.lower(), text)
+    if column.kind in ("int", "float"):
+        return _number(word, text)
+    if column.kind == "category":
+        known = {_text(value): value for value in column.categories or ()}
+        return known.get(text, text)
+    return text
+
+
+def _number(word: str, text: str) -> Any:
+    # As JSON reads it: "1_000" and "nan" are no numbers, and an integer stays one.
+    try:
+        value = json.loads(word)
+    except ValueError:
+        return text
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return text
+    return text if isinstance(value, int) and value.bit_length() > 64 else value
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) and value == round(value, 4) and abs(value) < 1e5 else str(value)
+
+
+def _choices(column: Column) -> list[str] | None:
+    if column.kind == "bool":
+        return ["true", "false", *([""] if column.nullable else [])]
+    known = [_text(value) for value in column.categories or ()]
+    return [text for text in known if 0 < len(text) <= MAX_TEXT][:MAX_CHOICES] or None
+
+
+def _hint(column: Column) -> str:
+    words = {"int": "whole number", "float": "number", "bool": "true or false", "string": "text",
+             "category": "category", "datetime": "date and time"}[column.kind]  # fmt: skip
+    if column.minimum is not None:
+        words += f", {_bound(column.minimum)} to {_bound(column.maximum)}"
+    elif column.categories:
+        seen = ", ".join(_short(_text(value), 20) for value in column.categories[:4])
+        more = f" … ({len(column.categories)})" if len(column.categories) > 4 else ""
+        words = f"{words}: {seen}{more}"
+    return f"{words}, or empty" if column.nullable else words
+
+
+def _bound(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else _text(value)[:16].replace("T", " ")
+
+
+def _short(text: str, limit: int = MAX_TEXT) -> str:
+    line = " ".join(plain(text[: limit * 4]).split())
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"

@@ -1,0 +1,288 @@
+"""The one table of verbs: it feeds the magic, the shell command, completion and the docs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NoReturn
+
+from nbdeploy.errors import InputError, NbdeployError, did_you_mean
+
+
+class Kind(Enum):
+    """What an argument names: it decides how its text becomes an object, and what completes it."""
+
+    TEXT = "text"
+    MODEL = "model"
+    FRAME = "frame"
+    LABELS = "labels"
+    DEPLOYMENT = "deployment"
+    VERSION = "version"
+    NOTEBOOK = "notebook"
+    FILE = "file"
+    WHOLE = "whole number"
+    NUMBER = "number"
+    FLAG = "flag"
+    PAIR = "KEY=VALUE"
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a verb; `keyword` is its name in Python."""
+
+    flag: str
+    help: str
+    kind: Kind = Kind.TEXT
+    keyword: str = ""
+    required: bool = False
+    short: str = ""
+
+    @property
+    def positional(self) -> bool:
+        return not self.flag.startswith("-")
+
+    @property
+    def name(self) -> str:
+        return self.keyword or self.flag.lstrip("-").replace("-", "_")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb: what it is called, what it takes, and the public function behind it."""
+
+    name: str
+    summary: str
+    arguments: tuple[Argument, ...]
+    example: str
+    succeeded: Callable[[Any, Mapping[str, Any]], bool] = field(default=lambda _result, _values: True)
+    local: frozenset[str] = frozenset()  # arguments for the front ends, which the function does not take
+
+    def __call__(self, values: Mapping[str, Any]) -> Any:
+        """Call the public function with resolved arguments."""
+        function = getattr(importlib.import_module("nbdeploy"), self.name)
+        return function(**{key: value for key, value in values.items() if value is not None and key not in self.local})
+
+
+MODEL = Argument("model", "the fitted model: a variable in a notebook, a .pkl or .joblib file in a shell", Kind.MODEL)
+NAME = Argument("name", "the deployment", Kind.DEPLOYMENT)
+NEW_NAME = Argument("--name", "of the deployment; by default the variable's or file's own", Kind.DEPLOYMENT)
+DATA = Argument("--data", "the training inputs: a variable, or a .parquet or .csv file", Kind.FRAME, "X", required=True)
+TARGET = Argument("--target", "the true outcomes: a variable or file, or a column of --data", Kind.LABELS, "y")
+VERSION = Argument("version", "for example v2; by default the live one", Kind.VERSION)
+PORT = Argument("--port", "on 127.0.0.1; by default the former one, or a free one", Kind.WHOLE)
+SINCE = Argument("--since", "how long ago (30m, 24h, 7d) or a moment (2026-01-31T08:00, UTC)")
+UNTIL = Argument("--until", "the end of the window, as --since")
+
+VERBS: dict[str, Verb] = {
+    verb.name: verb
+    for verb in (
+        Verb("deploy", "save a model and serve it", (MODEL, NEW_NAME, DATA, TARGET, PORT),
+             "deploy model --name flight-delay --data X_train --target y_train"),
+        Verb("save", "save a model as the next version, after a rehearsal in a fresh process",
+             (MODEL, NEW_NAME, DATA, TARGET), "save model --name flight-delay --data X_train --target y_train"),
+        Verb("serve", "start the service of a saved model", (NAME, VERSION, PORT), "serve flight-delay"),
+        Verb("predict", "ask a running service",
+             (NAME, Argument("data", "the rows: a variable, or a .parquet or .csv file", Kind.FRAME, "X", required=True),
+              Argument("--proba", "add the probabilities of the classes", Kind.FLAG)), "predict flight-delay X_new"),
+        Verb("validate", "run a gate notebook against the running service",
+             (NAME, VERSION,
+              Argument("--notebook", "a gate of yours; by default the one that comes with nbdeploy", Kind.NOTEBOOK),
+              Argument("--data", "labelled rows: a variable, or a .parquet or .csv file", Kind.FRAME),
+              Argument("--target", "the column of --data that holds the labels"),
+              Argument("--param", "a parameter of the notebook; repeatable", Kind.PAIR, "parameters", short="-p"),
+              Argument("--timeout", "seconds for the whole notebook", Kind.NUMBER)),
+             "validate flight-delay -p at_least=0.8", succeeded=lambda result, _values: bool(result.passed)),
+        Verb("drift", "compare what was asked with what was learned from, by Evidently",
+             (NAME, SINCE, UNTIL,
+              Argument("--max-rows", "rows per side that Evidently sees (50000)", Kind.WHOLE),
+              Argument("--html-path", "where the whole report goes; by default nbdeploy-reports/NAME/", Kind.FILE),
+              Argument("--fail-on-drift", "exit with code 1 on drift", Kind.FLAG)),
+             "drift flight-delay --since 24h", local=frozenset({"fail_on_drift"}),
+             succeeded=lambda result, values: not (values.get("fail_on_drift") and result.drifted)),
+        Verb("predictions", "what was asked and answered, oldest first", (NAME, SINCE, UNTIL),
+             "predictions flight-delay --since 1h"),
+        Verb("status", "what runs and what is saved",
+             (Argument("name", "one deployment; by default all", Kind.DEPLOYMENT),), "status"),
+        Verb("versions", "the saved versions, newest first", (NAME,), "versions flight-delay"),
+        Verb("logs", "the last lines that a service wrote",
+             (NAME, Argument("--lines", "how many (50)", Kind.WHOLE)), "logs flight-delay --lines 20"),
+        Verb("stop", "end a service and every process of it", (NAME,), "stop flight-delay"),
+        Verb("panel", "the widget panel (in a notebook)",
+             (Argument("name", "one deployment; by default all", Kind.DEPLOYMENT),), "panel flight-delay"),
+    )
+}  # fmt: skip
+_OPTIONAL_POSITIONALS = {("status", "name"), ("panel", "name"), ("serve", "version"), ("validate", "version")}
+
+
+class UsageProblem(NbdeployError):
+    """A command line that does not parse."""
+
+
+class HelpAsked(Exception):
+    """``--help``: its text is the argument."""
+
+
+def parse(words: Sequence[str], prog: str, variables: Sequence[str] = ()) -> tuple[Verb, dict[str, Any]]:
+    """Split a command line into its verb and the text of each argument (None where it is absent).
+
+    `variables` are further words that a misspelt verb may have meant.
+
+    Raises
+    ------
+    UsageProblem
+        With the usage of the verb.
+    HelpAsked
+        With the help text.
+    """
+    if not words or words[0] in ("-h", "--help", "help"):
+        raise HelpAsked(overview(prog))
+    verb = VERBS.get(words[0])
+    if verb is None:
+        raise UsageProblem(
+            f"{words[0]!r} is no verb" + (" and no variable" if prog.startswith("%") else ""),
+            did_you_mean(words[0], [*VERBS, *variables]),
+        )
+    parser = _parser(verb, prog)
+    if {"-h", "--help"} & set(words[1:]):
+        raise HelpAsked(parser.format_help())
+    return verb, vars(parser.parse_args(list(words[1:])))
+
+
+def resolve(verb: Verb, values: Mapping[str, Any], resolver: Callable[[Kind, str], Any]) -> dict[str, Any]:
+    """Turn the arguments' texts into what the function takes; `resolver` reads models, frames and labels."""
+    resolved: dict[str, Any] = {}
+    for argument in verb.arguments:
+        text = values[argument.name]
+        if argument.kind is Kind.FRAME and text is not None:
+            resolved[argument.name] = resolver(Kind.FRAME, text)
+        elif argument.kind is Kind.MODEL:
+            resolved[argument.name] = resolver(Kind.MODEL, text)
+        elif argument.kind is Kind.LABELS and text is not None:
+            resolved["X"], resolved["y"] = _labels(resolved["X"], text, resolver)
+        elif argument.kind is Kind.PAIR:
+            resolved[argument.name] = dict(_pair(item) for item in text or []) or None
+        elif argument is NEW_NAME:
+            resolved["name"] = text or _default_name(values["model"])
+        else:
+            resolved[argument.name] = text
+    return resolved
+
+
+def note(verb: Verb, result: Any) -> str:
+    """What the user should know beside the result."""
+    if verb.name != "deploy":
+        return ""
+    from nbdeploy import model_store
+
+    newest = model_store.versions(result.name)[0]
+    if newest.version == result.version:
+        return ""
+    return (
+        f"{newest.tag} is saved as a candidate; live traffic stays with {result.version}. "
+        f"To serve it instead: stop {result.name}, then serve {result.name} {newest.version}."
+    )
+
+
+def to_dict(result: Any) -> dict[str, Any]:
+    """Any verb's result as one JSON object."""
+    import pandas as pd
+
+    if isinstance(result, pd.DataFrame):
+        named = result.reset_index() if result.index.name else result
+        return {"rows": named.to_dict("records")}
+    if isinstance(result, list):
+        return {"rows": [to_dict(item) for item in result]}
+    if isinstance(result, str):
+        return {"text": result}
+    facts: dict[str, Any] = result.to_dict()
+    return facts
+
+
+def overview(prog: str) -> str:
+    """The help without a verb."""
+    width = max(map(len, VERBS))
+    lines = [f"usage: {prog} VERB ...", "", "From a fitted model to a live, checked, watched service.", ""]
+    lines += [f"  {verb.name:{width}}  {verb.summary}" for verb in VERBS.values()]
+    if prog.startswith("%"):
+        lines += ["", f"  {prog} VARIABLE ... is {prog} deploy VARIABLE ..."]
+    return "\n".join([*lines, "", f"{prog} VERB --help tells more.", ""])
+
+
+def help_of(verb: Verb, prog: str) -> str:
+    """The help of one verb."""
+    return _parser(verb, prog).format_help()
+
+
+def is_optional(verb: Verb, argument: Argument) -> bool:
+    """Whether `verb` can go without `argument`."""
+    return not argument.required and (not argument.positional or (verb.name, argument.flag) in _OPTIONAL_POSITIONALS)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        msg = f"{self.prog}: {message}"
+        raise UsageProblem(msg, " ".join(self.format_usage().split()))
+
+
+def _parser(verb: Verb, prog: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=f"{prog} {verb.name}", description=verb.summary[0].upper() + verb.summary[1:] + ".",
+        epilog=f"example: {prog} {verb.example}", add_help=False, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    for argument in verb.arguments:
+        options: dict[str, Any] = {"help": argument.help}
+        if argument.kind is Kind.FLAG:
+            options["action"] = "store_const"
+            options["const"] = True
+        elif argument.kind is Kind.PAIR:
+            options |= {"action": "append", "metavar": argument.kind.value}
+        elif argument.kind in (Kind.WHOLE, Kind.NUMBER):
+            options["type"] = _number(argument.kind)
+            options["metavar"] = "N"
+        elif not argument.positional:
+            options["metavar"] = argument.kind.value.upper()
+        if argument.positional:
+            options["metavar"] = argument.flag.upper()
+            if is_optional(verb, argument):
+                options["nargs"] = "?"
+            parser.add_argument(argument.name, **options)
+        else:
+            flags = [argument.flag, *([argument.short] if argument.short else [])]
+            parser.add_argument(*flags, dest=argument.name, required=argument.required, **options)
+    parser.add_argument("-h", "--help", action="store_true", default=argparse.SUPPRESS, help="show this help")
+    return parser
+
+
+def _number(kind: Kind) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return int(text) if kind is Kind.WHOLE else float(text)
+        except ValueError as error:
+            msg = f"{text!r} is not a {kind.value}"
+            raise argparse.ArgumentTypeError(msg) from error
+
+    return read
+
+
+def _labels(X: Any, text: str, resolver: Callable[[Kind, str], Any]) -> tuple[Any, Any]:
+    if text in getattr(X, "columns", ()):
+        return X.drop(columns=[text]), X[text]
+    return X, resolver(Kind.LABELS, text)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        msg = f"{text!r} is not a parameter"
+        raise InputError(msg, hint="Write it as KEY=VALUE.")
+    return key, value
+
+
+def _default_name(model: str) -> str:
+    from pathlib import PurePath
+
+    return PurePath(model).stem.lower().replace("_", "-")

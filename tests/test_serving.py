@@ -1,0 +1,261 @@
+"""A deployment answers over HTTP, logs what it answers, and says what is wrong with a request."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+
+import httpx
+import pandas as pd
+import pytest
+
+import nbdeploy
+from nbdeploy import prediction_log
+from services import running
+
+
+@pytest.fixture(scope="module")
+def deployed(flight_model, _january):
+    with running(flight_model, "flight-delay", *_january) as (service, home):
+        yield service, home
+
+
+@pytest.fixture
+def service(deployed, monkeypatch):
+    found, home = deployed
+    monkeypatch.setenv("NBDEPLOY_HOME", str(home))
+    monkeypatch.setenv("BENTOML_HOME", str(home.parent / "bentoml"))
+    return found
+
+
+@pytest.fixture
+def http(service):
+    with httpx.Client(base_url=service.url, timeout=20) as client:
+        yield client
+
+
+@pytest.fixture
+def row(http):
+    return http.get("/signature").json()["example"]
+
+
+def test_one_record_many_records_and_columns_with_data_get_the_same_answer(http, row):
+    split = {"columns": list(row), "data": [list(row.values())]}
+
+    answers = [http.post("/predict", json=body).json() for body in (row, [row], split)]
+
+    assert [answer["predictions"] for answer in answers] == [answers[0]["predictions"]] * 3
+    assert answers[0]["version"] == "v1"
+    assert len({answer["prediction_ids"][0] for answer in answers}) == 3
+
+
+def test_answers_equal_what_the_model_says_in_the_kernel(service, flight_model, flights):
+    X, _ = flights
+
+    answers = nbdeploy.predict("flight-delay", X, proba=True)
+
+    assert list(answers.columns) == [
+        "prediction", "probability_False", "probability_True", "prediction_id", "version",
+    ]  # fmt: skip
+    assert answers["prediction"].dtype == bool
+    assert (answers["prediction"].to_numpy() == flight_model.predict(X)).all()
+    assert (answers[["probability_False", "probability_True"]].to_numpy() == flight_model.predict_proba(X)).all()
+
+
+def test_the_frames_index_and_any_column_order_are_kept(service, flights):
+    X = flights[0].head(5).set_axis(list("vwxyz"))
+
+    answers = nbdeploy.predict("flight-delay", X[X.columns[::-1]])
+
+    assert list(answers.index) == list("vwxyz")
+
+
+def test_probabilities_come_with_their_classes(http, row):
+    answer = http.post("/predict?proba=true", json=row).json()
+
+    assert answer["classes"] == [False, True]
+    assert sum(answer["probabilities"][0]) == pytest.approx(1)
+
+
+def test_every_answer_is_in_the_log_before_it_is_given(service, http, row):
+    (given,) = http.post("/predict", json=row).json()["prediction_ids"]
+
+    log = nbdeploy.predictions("flight-delay", since="1m").set_index("prediction_id")
+
+    found = log.loc[given]
+    assert found["version"] == "v1"
+    assert found["carrier"] == row["carrier"]
+    assert dict(log.dtypes[list(row)]) == dict(nbdeploy.versions("flight-delay")[0].reference.dtypes)
+    assert abs(found["time"] - pd.Timestamp.now("UTC")) < pd.Timedelta("1m")
+
+
+def bad_bodies(row):
+    def changed(**values):
+        return json.dumps({**row, **values})
+
+    def raw(name, text):
+        return json.dumps({**row, name: "@"}).replace('"@"', text)
+
+    without = {name: value for name, value in row.items() if name != "carrier"}
+    return {
+        "missing": (json.dumps(without), "carrier"),
+        "extra": (changed(colour="red"), "colour"),
+        "misspelt": (json.dumps({**without, "carier": "AA"}), "carier"),
+        "null": (changed(dep_delay=None), "dep_delay"),
+        "string in a number": (changed(distance="far"), "distance"),
+        "number in a string": (changed(carrier=7), "carrier"),
+        "bool in a number": (changed(dep_delay=True), "dep_delay"),
+        "fraction in an integer": (changed(month=1.5), "month"),
+        "nested": (changed(month=[1]), "month"),
+        "NaN": (raw("dep_delay", "NaN"), "dep_delay"),
+        "Infinity": (raw("dep_delay", "-Infinity"), "dep_delay"),
+        "1e400": (raw("dep_delay", "1e400"), "dep_delay"),
+        "10**400": (raw("month", str(10**400)), "month"),
+        "2**64": (raw("month", str(2**64)), "month"),
+    }
+
+
+def test_rows_that_do_not_fit_get_422_with_row_column_expected_and_got(http, row):
+    for what, (body, column) in bad_bodies(row).items():
+        response = http.post("/predict", content=body, headers={"Content-Type": "application/json"})
+
+        assert response.status_code == 422, (what, response.text)
+        answer = response.json()
+        assert "\n" not in answer["error"]
+        assert column in [problem["column"] for problem in answer["problems"]], what
+        assert all(set(p) == {"row", "column", "expected", "got", "hint"} for p in answer["problems"])
+
+
+@pytest.mark.parametrize(
+    ("body", "media", "status"),
+    [
+        (b"", "application/json", 400), (b"{", "application/json", 400), (b"not json", "application/json", 400),
+        (b"\xff\xfe\x00", "application/json", 400), (b"[" * 100_000, "application/json", 400),
+        (b'{"carrier": "\\ud800"}', "application/json", 400), (b"[]", "application/json", 422),
+        (b"{}", "application/json", 422), (b"3", "application/json", 422), (b"null", "application/json", 422),
+        (b"[[1]]", "application/json", 422), (b"{}", "text/plain", 415), (b"{}", "", 415),
+        (b"a,b", "text/csv", 415),
+    ],
+)  # fmt: skip
+def test_what_is_no_request_gets_a_4xx_and_a_line(http, body, media, status):
+    response = http.post("/predict", content=body, headers={"Content-Type": media} if media else {})
+
+    assert response.status_code == status, response.text
+    assert response.json()["error"]
+
+
+def test_a_body_beyond_the_limit_gets_413(http):
+    response = http.post("/predict", content=b"[" + b" " * (65 << 20), headers={"Content-Type": "application/json"})
+
+    assert response.status_code == 413
+
+
+def test_an_unknown_route_is_404_and_a_wrong_method_405(http):
+    assert http.get("/nothing").status_code == 404
+    assert http.get("/predict").status_code == 405
+
+
+def test_an_unseen_category_and_a_value_out_of_range_are_served(http, row):
+    body = {**row, "carrier": "</script><script>alert(1)</script>", "distance": 10**6}
+
+    assert http.post("/predict", json=body).status_code == 200
+
+
+def test_signature_health_metrics_and_openapi_are_there(http, row):
+    assert http.get("/signature").json()["name"] == "flight-delay"
+    assert http.get("/livez").status_code == http.get("/readyz").status_code == 200
+    http.post("/predict", json=row)
+    assert 'nbdeploy_rows_total{version="v1"}' in http.get("/metrics").text
+    document = http.get("/openapi.json").json()
+    schema = document["components"]["schemas"]["Row"]
+    assert list(schema["properties"]) == list(row)
+    assert schema["example"] == row
+
+
+def test_the_front_page_shows_columns_and_an_example_and_calls_no_third_party(http, row):
+    page = http.get("/").text
+
+    assert all(name in page for name in row)
+    assert "http://" not in page
+    assert "https://" not in page
+    assert http.get("/static_content/swagger-ui-bundle.js").status_code == 200
+
+
+def test_the_client_raises_with_the_problems_and_the_row_of_the_whole_frame(service, flights):
+    X = flights[0]
+    X["dep_delay"] = X["dep_delay"].astype(object)
+    X.loc[1500, "dep_delay"] = "late"
+
+    with pytest.raises(nbdeploy.InputError) as refused:
+        nbdeploy.predict("flight-delay", X)
+
+    assert refused.value.problems[0]["row"] == 1500
+
+
+def test_no_row_and_an_unknown_deployment_are_one_line(service, flights):
+    with pytest.raises(nbdeploy.InputError, match="no row"):
+        nbdeploy.predict("flight-delay", flights[0].head(0))
+    with pytest.raises(nbdeploy.NotFound, match="Did you mean 'flight-delay'"):
+        nbdeploy.predict("flight-dely", flights[0])
+
+
+def test_a_log_that_cannot_be_written_never_fails_a_prediction(monkeypatch, tmp_path):
+    writer = prediction_log.LogWriter("flight-delay")
+    monkeypatch.setattr(prediction_log.os, "write", _no_space)
+
+    assert writer.write("v1", "r", {"a": [1, 2]}, [1, 2]) is False
+    assert writer.dropped == 2
+
+    monkeypatch.undo()
+
+
+def _no_space(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_torn_last_line_is_not_read():
+    writer = prediction_log.LogWriter("torn")
+    writer.write("v1", "first", {"a": [1]}, [math.pi])
+    writer.close()
+    (segment,) = (prediction_log.folder("predictions", "torn")).glob("*.jsonl")
+    with segment.open("ab") as file:
+        file.write(b'{"time": 1, "version"')
+
+    frame = prediction_log.read("torn", lambda _version: None)
+
+    assert list(frame["prediction"]) == [math.pi]
+    assert list(frame["prediction_id"]) == ["first-0"]
+
+
+def test_a_window_of_the_log_can_be_asked_for():
+    writer = prediction_log.LogWriter("window")
+    writer.write("v1", "first", {"version": ["mine"]}, [1])
+    writer.close()
+
+    def read(since, until=None):
+        return prediction_log.read("window", lambda _version: None, since, until)
+
+    assert len(read("1h")) == 1
+    assert len(read(None, until="1h")) == 0
+    assert len(read("2999-01-01")) == 0
+    assert list(read("1d")["version"]) == ["mine"]
+    assert list(read("1d")["version_"]) == ["v1"]
+    with pytest.raises(nbdeploy.NbdeployError, match="not a time"):
+        read("yesterday-ish")
+
+
+def test_the_environment_of_a_service_asks_for_no_telemetry(service):
+    import psutil
+
+    for process in [psutil.Process(service.pid), *psutil.Process(service.pid).children(recursive=True)]:
+        assert process.environ()["BENTOML_DO_NOT_TRACK"] == "True"
+        assert os.environ["NBDEPLOY_HOME"] == process.environ()["NBDEPLOY_HOME"]
+
+
+def test_every_socket_is_on_loopback(service):
+    import psutil
+
+    for process in [psutil.Process(service.pid), *psutil.Process(service.pid).children(recursive=True)]:
+        for connection in process.net_connections("inet"):
+            assert connection.laddr.ip == "127.0.0.1"
