@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import re
 import secrets
@@ -37,7 +38,7 @@ class _Job:
     """A gate that was found fit to run."""
 
     path: Path
-    source: Any
+    source: dict[str, Any]
     parameters: dict[str, JSON]
     deployment: str
     version: str
@@ -96,7 +97,8 @@ class GateRun:
             return self.result()
         except BaseException:
             self.cancel()
-            self._ended.wait(15)
+            if self._recording is not None:  # else there is no kernel, and none will be started
+                self._ended.wait(15)
             raise
 
     def cancel(self) -> None:
@@ -146,12 +148,13 @@ class GateRun:
         from nbdeploy import gate_runner
 
         job = self._job
+        notebook = gate_runner.load(job.source, job.path)
         self._recording = recording = gate_runner.Recording(secrets.token_hex(16), MAX_OUTPUT, self._on_cell)
         if self._cancelled:  # before there was anything to cancel
             self.cancel()
         started, clock = datetime.now(timezone.utc), time.monotonic()
         gate_runner.execute(
-            job.source, job.parameters, recording, folder=job.path.parent, env=job.env, timeout=job.timeout
+            notebook, job.parameters, recording, folder=job.path.parent, env=job.env, timeout=job.timeout
         )
         why = _reason(recording, job.timeout)
         result = GateResult(
@@ -262,47 +265,42 @@ def declared_names(notebook: Path) -> list[str]:
     return [*_declared(_read(Path(notebook).expanduser().absolute()))]
 
 
-def _read(path: Path) -> Any:
-    """The notebook as Papermill takes it, without what an earlier run left in it, and with our last cell."""
-    import nbformat
+def _read(path: Path) -> dict[str, Any]:
+    """The notebook as JSON, without what an earlier run left in it, and with our last cell.
 
+    Read without nbformat, whose import takes more than a second: the caller waits for this.
+    """
     if not path.is_file():
         msg = f"There is no notebook {path}"
         raise NotFound(msg)
     try:
-        notebook = nbformat.v4.upgrade(nbformat.convert(nbformat.reader.reads(path.read_text(encoding="utf-8")), 4))
-        _prepare(notebook)
-        nbformat.validate(notebook)
-    except Exception as error:
-        msg = f"{path} is not a Jupyter notebook: {type(error).__name__} {str(error).strip()[:100]}"
-        raise GateError(msg) from error
-    metadata = notebook.metadata
-    language = (
-        metadata.get("kernelspec", {}).get("language") or metadata.get("language_info", {}).get("name") or "python"
-    )
-    if str(language).lower() not in {"python", "ipython"}:
+        raw = json.loads(path.read_bytes())
+        major, cells, metadata = raw["nbformat"], raw.get("cells", []), raw.get("metadata", {})
+        for cell in cells:
+            cell["source"] = "".join(cell["source"])
+            cell["metadata"]["tags"] = list(cell["metadata"].get("tags", []))
+        language = metadata.get("kernelspec", {}).get("language") or metadata.get("language_info", {}).get("name")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        msg = f"{path} is not a Jupyter notebook"
+        raise GateError(msg, f"{type(error).__name__}: {error}.") from error
+    if major != 4:
+        msg = f"{path.name} has the notebook format {str(major)[:10]}, and a gate needs 4"
+        raise GateError(msg, "Open it in JupyterLab and save it.")
+    if str(language or "python").lower() not in {"python", "ipython"}:
         msg = f"{path.name} is written in {language}, and a gate runs in Python"
         raise GateError(msg)
-    return notebook
-
-
-def _prepare(notebook: Any) -> None:
-    from nbformat.v4 import new_code_cell
-
-    notebook.metadata.papermill = {"parameters": {}, "default_parameters": {}, "environment_variables": {}}
     # An earlier run's parameters would silently decide this one.
-    notebook.cells = [one for one in notebook.cells if "injected-parameters" not in one.metadata.get("tags", [])]
-    notebook.cells.append(new_code_cell(_END_CELL, metadata={"tags": ["nbdeploy-end"]}))
-    for number, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{number}"
-        cell.metadata.tags = list(cell.metadata.get("tags", []))
-        cell.metadata.papermill = {}
-        if cell.cell_type == "code":
+    kept = [cell for cell in cells if "injected-parameters" not in cell["metadata"]["tags"]]
+    kept.append({"cell_type": "code", "source": _END_CELL, "metadata": {"tags": ["nbdeploy-end"]}})
+    for number, cell in enumerate(kept):
+        cell["id"] = f"cell-{number}"
+        if cell["cell_type"] == "code":
             cell.update(outputs=[], execution_count=None)
+    return {"nbformat": 4, "nbformat_minor": 5, "metadata": metadata, "cells": kept}
 
 
-def _declared(notebook: Any) -> dict[str, Declared]:
-    tagged = (cell.source for cell in notebook.cells if "parameters" in cell.metadata.tags and cell.cell_type == "code")
+def _declared(notebook: dict[str, Any]) -> dict[str, Declared]:
+    tagged = (cell["source"] for cell in notebook["cells"] if "parameters" in cell["metadata"]["tags"])
     return declared(next(tagged, ""))
 
 

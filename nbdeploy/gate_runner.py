@@ -49,8 +49,8 @@ class Leash:
         self._cut = False
 
     @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process else None
+    def is_cut(self) -> bool:
+        return self._cut
 
     @property
     def exit_code(self) -> int | None:
@@ -143,6 +143,21 @@ class Recording:
         return record if isinstance(record, Mapping) and record.get("nonce") == self.nonce else {}
 
 
+def load(source: Mapping[str, Any], path: Path) -> Any:
+    """The notebook as Papermill takes it."""
+    notebook = nbformat.from_dict(source)
+    facts: dict[str, Any] = {"parameters": {}, "default_parameters": {}, "environment_variables": {}}
+    notebook.metadata.papermill = nbformat.from_dict({**facts, "version": papermill.__version__})
+    for cell in notebook.cells:
+        cell.metadata.papermill = nbformat.from_dict({})
+    try:
+        nbformat.validate(notebook)
+    except nbformat.ValidationError as error:
+        msg = f"{path} is not a valid Jupyter notebook: {str(error).strip().splitlines()[0]}"
+        raise GateError(msg) from error
+    return notebook
+
+
 def execute(
     notebook: Any,
     parameters: Mapping[str, Any],
@@ -198,6 +213,9 @@ class _Provisioner(LocalProvisioner):
     leash: Leash
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
+        if self.leash.is_cut:
+            msg = "stopped before it had started"
+            raise RuntimeError(msg)
         info = await super().launch_kernel(cmd, **kwargs)
         assert self.process is not None
         self.leash.attach(self.process)

@@ -106,7 +106,8 @@ def _hint(column: Column) -> str:
     words = {"int": "whole number", "float": "number", "bool": "true or false", "string": "text",
              "category": "category", "datetime": "date and time"}[column.kind]  # fmt: skip
     if column.minimum is not None:
-        words += f", {_bound(column.minimum)} to {_bound(column.maximum)}"
+        low, high = _bound(column.minimum), _bound(column.maximum)
+        words += f", {low} to {high}" if low != high else f", always {low}"
     elif column.categories:
         seen = ", ".join(_short(_text(value), 20) for value in column.categories[:4])
         more = f" … ({len(column.categories)})" if len(column.categories) > 4 else ""

@@ -147,10 +147,11 @@ def title(facts: Facts) -> str:
 
 def facts_list(facts: Facts) -> str:
     """The smaller facts as HTML."""
-    since = f"{moment(facts.since)} ({ago(facts.since)})" if facts.running and facts.since else ""
+    since = f"{moment(facts.since)}, {ago(facts.since)}" if facts.running and facts.since else ""
     pairs = [("since", since), ("predictions", f"{facts.predictions:,}"), ("candidates", facts.candidates)]
-    items = "".join(f"<div><dt>{key}</dt><dd>{escaped(text)}</dd></div>" for key, text in pairs if text)
-    return f"<dl>{items}</dl>"
+    return "".join(
+        f'<span><span class="nbdeploy-quiet">{key}</span> {escaped(text)}</span>' for key, text in pairs if text
+    )
 
 
 def error_box(text: str) -> str:

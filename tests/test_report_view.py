@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,6 +36,12 @@ async ([esm, title, parts]) => {
 def bundle(tmp_path):
     (tmp_path / "library.js").write_text("LIBRARY")
     return report_view.Bundle(tmp_path / "library.js")
+
+
+@pytest.fixture
+def chromium_page(lab_browser):
+    with lab_browser.new_page() as page:
+        yield page
 
 
 @pytest.fixture
@@ -89,7 +96,13 @@ def test_the_view_answers_each_question_with_the_bytes_asked_for(widget, bundle,
     sent = []
     monkeypatch.setattr(widget, "send", lambda content, buffers=(): sent.append((content, list(buffers))))
 
-    for message in ({"id": "1", "what": "page"}, {"id": "2", "what": "bundle"}, {"id": "3", "what": "secret"}, "junk", {}):
+    for message in (
+        {"id": "1", "what": "page"},
+        {"id": "2", "what": "bundle"},
+        {"id": "3", "what": "secret"},
+        "junk",
+        {},
+    ):
         widget._handle_custom_msg(message, [])
 
     assert [content["id"] for content, _ in sent] == ["1", "2", "3"]
@@ -104,12 +117,17 @@ def test_the_live_output_has_no_words_of_its_own(widget):
     assert "application/vnd.jupyter.widget-view+json" in data
 
 
-def test_outside_a_kernel_only_the_static_part_is_shown(bundle, capsys):
-    pytest.importorskip("IPython")
+@pytest.mark.parametrize(("shell", "outputs"), [(None, 1), (object(), 1), (SimpleNamespace(kernel=object()), 2)])
+def test_only_a_live_kernel_shows_more_than_the_static_part(bundle, monkeypatch, shell, outputs):
+    displayed = []
+    monkeypatch.setattr("IPython.display.display", lambda shown, **_: displayed.append(shown))
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    static = {"text/html": "<p>x</p>", "text/plain": "words"}
 
-    report_view.show({"text/html": "<p>x</p>", "text/plain": "words"}, b"", bundle, title="t")
+    report_view.show(static, b"", bundle, title="t")
 
-    assert capsys.readouterr().out.strip() == "words"
+    assert len(displayed) == outputs
+    assert displayed[0] == static
 
 
 def test_a_table_shows_markup_as_text_and_links_only_below_the_working_directory(tmp_path, monkeypatch):
@@ -125,10 +143,10 @@ def test_a_table_shows_markup_as_text_and_links_only_below_the_working_directory
     assert "href" not in outside
 
 
-def shown(page, widget, **parts):
+def shown(tab, widget, **parts):
     encoded = {name: base64.b64encode(value).decode() if name != "error" else value for name, value in parts.items()}
-    page.set_content("<!doctype html><title>notebook</title><main></main>")
-    page.evaluate(HARNESS, [widget._esm, "a page", encoded])
+    tab.set_content("<!doctype html><title>notebook</title><main></main>")
+    tab.evaluate(HARNESS, [widget._esm, "a page", encoded])
 
 
 @pytest.mark.browser
