@@ -29,14 +29,19 @@ columns = make_column_transformer((StandardScaler(), NUMBERS), (OneHotEncoder(ha
 model = make_pipeline(columns, LogisticRegression(max_iter=1000)).fit(X, y)
 begun = time.perf_counter()
 """
-OURS = FIT + """
+OURS = (
+    FIT
+    + """
 import nbdeploy
 nbdeploy.deploy(model, "flights", X, y, progress=False)
 nbdeploy.predict("flights", X.head(1))
 print(time.perf_counter() - begun)
 nbdeploy.stop("flights")
 """
-BY_HAND = FIT + """
+)
+BY_HAND = (
+    FIT
+    + """
 import json, socket, subprocess, sys, urllib.request
 import bentoml
 bentoml.sklearn.save_model("flights", model)
@@ -67,6 +72,7 @@ print(time.perf_counter() - begun)
 server.terminate()
 server.wait()
 """
+)
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 from .deployment import Deployment as Deployment
-from .drift_report import DriftReport as DriftReport
+from .drift_result import DriftReport as DriftReport
 from .errors import DriftError as DriftError
 from .errors import GateError as GateError
 from .errors import InputError as InputError

@@ -23,6 +23,8 @@ from nbdeploy.drift_columns import Pair, Sides, inert, pair_up, visible
 from nbdeploy.drift_result import MIN_ROWS, DriftReport, Verdict, is_p_value, verdict_frame
 from nbdeploy.errors import DriftError
 
+__all__ = ["DRIFT_SHARE", "MIN_ROWS", "PLOTTED_ROWS", "DriftReport", "measure", "warm"]
+
 PLOTTED_ROWS = 20_000  # of each side in Evidently's plots
 DRIFT_SHARE = 0.5  # Evidently's own default: a data set drifts when half of its columns do
 
@@ -267,9 +269,11 @@ def _verdict(drifted: object, method: str, score: float, threshold: float) -> Ve
 
 
 def _publish(report: DriftReport, page: str) -> DriftReport:
-    sealed = report_view.seal(
-        _defused(page), title=f"Drift of {report.deployment} {report.version}", note=visible(report.summary)
-    )
+    title = f"Drift of {report.deployment} {report.version}"
+    note = visible(report.summary)
+    if max(report.rows_reference, report.rows_current) > PLOTTED_ROWS:
+        note = f"{note}. Plots show up to {PLOTTED_ROWS:,} rows of each side."
+    sealed = report_view.seal(_defused(page), title=title, note=note)
     if report.html_path:
         try:
             report.html_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

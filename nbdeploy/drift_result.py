@@ -57,7 +57,7 @@ class DriftReport:
     columns: pd.DataFrame
     html_path: Path | None
     created: datetime
-    page: bytes = field(default=b"", repr=False)  # what the live view shows, compressed, without its
+    page: bytes = field(default=b"", repr=False)  # what the live view shows, compressed, without the bundle
     bundle: report_view.Bundle | None = field(default=None, repr=False)
 
     @property
@@ -72,14 +72,14 @@ class DriftReport:
         """One line of plain text."""
         judged = self.columns["drifted"].dropna()
         window = f" since {self.since}" if self.since else ""
-        found = (
-            f"{int(judged.sum())} of {len(judged)} columns drifted"
-            if len(judged)
-            else f"no column has the {MIN_ROWS} rows on each side that a verdict needs"
-        )
+        if len(judged):
+            overall = f"{self.verdict} overall, {int(judged.sum())} of {len(judged)} columns drifted"
+            found = f"{overall} (it takes {self.drift_share:.0%})"
+        else:
+            found = "no verdict, no column can be judged"
         return (
-            f"{self.deployment} {self.version}{window}: {self.verdict}, {found} "
-            f"({self.rows_current:,} rows asked, {self.rows_reference:,} learned from)"
+            f"{self.deployment} {self.version}{window}: {found}; "
+            f"{self.rows_current:,} rows asked, {self.rows_reference:,} learned from"
         )
 
     def to_dict(self) -> dict[str, Any]:

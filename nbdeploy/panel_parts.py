@@ -49,11 +49,39 @@ class _Root(widgets.VBox):  # type: ignore[misc]
         return {**made, "text/plain": ""} if isinstance(made, dict) else made  # the static output says it in words
 
 
-def box(name: str, *children: Any, vertical: bool = False) -> Any:
-    """A row or a column of widgets with the class ``nbdeploy-NAME``."""
-    made = (widgets.VBox if vertical else widgets.HBox)(children)
-    made.add_class(f"nbdeploy-{name}")
-    return made
+class Kit:
+    """Makes the widgets of one view, with one layout and one style for all: a notebook saves each of those too."""
+
+    def __init__(self) -> None:
+        self._layout = widgets.Layout()
+        self._button = widgets.ButtonStyle()
+        self._html: dict[str, Any] = {}  # ipywidgets does not export the style of its HTML; the first one's is taken
+
+    def html(self, name: str = "") -> Any:
+        made = widgets.HTML(layout=self._layout, **self._html)
+        self._html = {"style": made.style}
+        return _named(made, name)
+
+    def button(self, description: str, tooltip: str, *, primary: bool = False) -> Any:
+        kind = "primary" if primary else ""
+        return widgets.Button(
+            description=description, tooltip=tooltip, button_style=kind, layout=self._layout, style=self._button
+        )
+
+    def box(self, name: str, *children: Any, vertical: bool = False) -> Any:
+        return _named((widgets.VBox if vertical else widgets.HBox)(children, layout=self._layout), name)
+
+    def choice(self) -> Any:
+        return widgets.Dropdown(description="Show", layout=self._layout)
+
+    def output(self) -> Any:
+        return widgets.Output(layout=self._layout)
+
+    def link(self) -> Any:
+        return _named(Link(layout=self._layout), "link")
+
+    def form(self) -> Any:
+        return _named(Form(layout=self._layout), "form")
 
 
 def put(widget: Any, value: str) -> None:
@@ -137,7 +165,8 @@ class View:
         former, self.box = self.box, None
         if former is not None:
             for widget in _with_children(former):
-                widget.close()
+                for each in (widget, widget.layout, getattr(widget, "style", widget)):
+                    each.close()
 
     def __repr__(self) -> str:
         return self.snapshot().text()
@@ -165,8 +194,7 @@ class Screen:
     def open(self) -> None:
         self._handle = display(_bundle(self._last), raw=True, display_id=True)
         if getattr(get_ipython(), "kernel", None) is not None:
-            self._root = _Root([self._view.box])
-            self._root.add_class("nbdeploy-panel")
+            self._root = _named(_Root([self._view.box]), "panel")
             display(self._root)
             watch.add(self)
 
@@ -248,6 +276,10 @@ watch = Watch()
 
 def _bundle(snapshot: Snapshot) -> dict[str, str]:
     return {"text/html": snapshot.markup(), "text/plain": snapshot.text()}
+
+
+def _named(widget: Any, name: str) -> Any:
+    return widget.add_class(f"nbdeploy-{name}") if name else widget
 
 
 def _with_children(widget: Any) -> list[Any]:

@@ -10,11 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ipywidgets as widgets
-
 from nbdeploy import deployment, model_store, panel_form, workflow
 from nbdeploy.errors import NbdeployError
-from nbdeploy.panel_parts import Form, Link, View, Work, box, displayed, put
+from nbdeploy.panel_parts import Kit, View, Work, displayed, put
 from nbdeploy.panel_static import NOTHING, Facts, Snapshot, error_box, escaped, facts_list, overview, said, title
 from nbdeploy.signature import Signature
 
@@ -66,18 +64,19 @@ class Panel(View):
         self._log: tuple[object, str] = (None, "")
         self._signature: Signature | None = None
         self._digest = ""
-        name = self.name
-        self.validate = _button(
-            "Validate", "Run the gate notebook against the running service, and keep it as evidence."
+        kit, name = Kit(), self.name
+        self.validate = kit.button(
+            "Validate", "Run the gate notebook against the running service, and keep it as evidence.", primary=True
         )
-        self.drift = _button("Drift", "Compare what it was asked with what it learned from.")
-        self.serve = _button("Serve", f"Start the service of {name} on this machine.")
-        self.stop = _button(
+        self.drift = kit.button("Drift", "Compare what it was asked with what it learned from.")
+        self.serve = kit.button("Serve", f"Start the service of {name} on this machine.")
+        self.stop = kit.button(
             "Stop",
             f"End the service of {name} at once, with every process of it. Its versions and logs stay; Serve starts it again.",
         )
-        self.predict = _button("Predict", "Ask the running service about this row. It is logged like any request.")
-        self.predict.button_style = self.validate.button_style = "primary"
+        self.predict = kit.button(
+            "Predict", "Ask the running service about this row. It is logged like any request.", primary=True
+        )
         self._actions: dict[str, tuple[Any, str, Callable[[Work], object]]] = {
             "validate": (self.validate, "Validating", self._validate),
             "drift": (self.drift, "Measuring drift", lambda _: workflow.drift(name)),
@@ -87,22 +86,19 @@ class Panel(View):
         }
         for verb, (button, _, _) in self._actions.items():
             button.on_click(lambda _, verb=verb: self._clicked(verb))
-        self._title, self._list, self._works, self._heading, self._answer, self._tail = (
-            widgets.HTML() for _ in range(6)
-        )
-        self._output = widgets.Output()
-        self._link, self._form = Link(), Form()
-        for part, kind in ((self._link, "link"), (self._form, "form"), (self._works, "plain"), (self._tail, "log")):
-            part.add_class(f"nbdeploy-{kind}")
-            part.on_msg(self._heard)
-        buttons = box("actions", self.validate, self.drift, self.serve, self.stop)
-        self.box = box(
+        self._title, self._list, self._heading, self._answer = (kit.html() for _ in range(4))
+        self._works, self._tail = kit.html("plain"), kit.html("log")
+        self._link, self._form, self._output = kit.link(), kit.form(), kit.output()
+        self._link.on_msg(self._heard)
+        self._form.on_msg(self._heard)
+        ask = kit.box("ask", self.predict, self._answer)
+        self.box = kit.box(
             "box",
-            box("head", self._title, buttons),
-            box("facts", self._link, self._list),
+            kit.box("head", self._title, kit.box("actions", self.validate, self.drift, self.serve, self.stop)),
+            kit.box("facts", self._link, self._list),
             self._works,
             self._output,
-            box("try", self._heading, self._form, box("ask", self.predict, self._answer), vertical=True),
+            kit.box("try", self._heading, self._form, ask, vertical=True),
             self._tail,
             vertical=True,
         )
@@ -262,12 +258,12 @@ class Overview(View):
         self.refresh()
 
     def build(self) -> None:
-        self._table = widgets.HTML()
-        self._table.add_class("nbdeploy-all")
-        self.choice = widgets.Dropdown(description="Show")
+        kit = Kit()
+        self._table = kit.html("all")
+        self.choice = kit.choice()
         self.choice.observe(self._choose, "value")
         self.chosen = None
-        self.box = box("overview", self._table, vertical=True)
+        self.box = kit.box("overview", self._table, vertical=True)
 
     def snapshot(self) -> Snapshot:
         inner = self.chosen.snapshot() if self.chosen is not None else Snapshot(None)
@@ -313,7 +309,3 @@ class Overview(View):
 
 def _facts(name: str) -> Facts:
     return Facts(name, **workflow.status(name).loc[name].to_dict())
-
-
-def _button(description: str, tooltip: str) -> Any:
-    return widgets.Button(description=description, tooltip=tooltip)

@@ -42,11 +42,18 @@ class LogWriter:
         inputs: Mapping[str, Sequence[Any]],
         predictions: Sequence[Any],
         probabilities: Sequence[Any] | None = None,
+        *,
+        gate: bool = False,
     ) -> bool:
-        """Append one answered request; False, and counted in `dropped`, where the disk refuses."""
+        """Append one answered request; False, and counted in `dropped`, where the disk refuses.
+
+        `gate` marks a question that a gate asked: it is kept, and `read` leaves it out.
+        """
         entry = {"time": time.time(), "version": version, "request": request, "inputs": inputs, "outputs": predictions}
         if probabilities is not None:
             entry["probabilities"] = probabilities
+        if gate:
+            entry["gate"] = True
         line = orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
         try:
             if self._descriptor is None or self._written + len(line) > SEGMENT_BYTES:
@@ -91,7 +98,7 @@ def read(
     since: Any = None,
     until: Any = None,
 ) -> pd.DataFrame:
-    """The log as a frame, oldest first.
+    """The log as a frame, oldest first, without what gates asked.
 
     Columns: the inputs with the dtypes of the version that answered, then ``prediction``,
     ``prediction_id``, ``version`` and ``time`` (UTC); with a trailing underscore where an input has that name.
@@ -138,7 +145,7 @@ def own_column(label: str, inputs: Sequence[str]) -> str:
 
 
 def size(name: str) -> int:
-    """How many rows the log holds."""
+    """How many rows the log holds, without what gates asked."""
     return sum(len(entry["outputs"]) for entry in _entries(name, None))
 
 
@@ -152,7 +159,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         for line in file:
             if line.endswith(b"\n"):
-                yield orjson.loads(line)
+                entry = orjson.loads(line)
+                if not entry.get("gate"):
+                    yield entry
 
 
 def _frame(version: str, entries: Sequence[dict[str, Any]], signature: Signature | None) -> pd.DataFrame:

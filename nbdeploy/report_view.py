@@ -25,7 +25,7 @@ _POLICY = (
 # Fits a page made for a wide screen, and tells an embedding view how high it is.
 _FIT = """
 (() => {
-  const fit = () => { document.body.style.zoom = Math.min(1, document.documentElement.clientWidth / 1250); };
+  const fit = () => { document.body.style.zoom = Math.min(1, document.documentElement.clientWidth / 1000); };
   const tell = () => { if (parent !== window) {
     parent.postMessage({ nbdeployHeight: document.body.getBoundingClientRect().height }, '*'); } };
   fit();
@@ -92,9 +92,10 @@ _STYLE = """<style>
 .nbdeploy-static{font-size:13px;color:var(--jp-content-font-color1,inherit);overflow-x:auto}
 .nbdeploy-static p{margin:6px 0}
 .nbdeploy-static table{border-collapse:collapse;margin:0}
-.nbdeploy-static th,.nbdeploy-static td{text-align:left!important;padding:4px 14px 4px 8px;white-space:nowrap;
+.nbdeploy-static th,.nbdeploy-static td{text-align:left!important;padding:4px 10px 4px 8px;white-space:nowrap;
 border-bottom:1px solid var(--jp-border-color2,rgba(128,128,128,.35))}
-.nbdeploy-static td:nth-child(1),.nbdeploy-static td:nth-child(3){white-space:normal;overflow-wrap:anywhere}
+.nbdeploy-static td:nth-child(1),.nbdeploy-static td:nth-child(3){white-space:normal;overflow-wrap:break-word;
+max-width:26em}
 .nbdeploy-static td:nth-child(n+4),.nbdeploy-static th:nth-child(n+4){text-align:right!important;
 font-variant-numeric:tabular-nums}
 .nbdeploy-static .bad td:nth-child(2){color:var(--jp-error-color1,#d32f2f);font-weight:600}

@@ -34,6 +34,7 @@ from nbdeploy.signature import Signature, jsonable, problem
 SPEC = "NBDEPLOY_SPEC"  # the file that tells a worker what to serve; without it, the version stands in its Bento
 MAX_BODY_BYTES = 64 << 20
 WARM_ROWS = 200
+GATE_HEADER = "x-nbdeploy-purpose"  # "gate": answered and logged as any request, but no user's question
 
 # What BentoML adds to each request and nobody asked for is off; our own metrics and log take its place.
 BENTOML_OPTIONS: dict[str, Any] = {
@@ -79,7 +80,7 @@ class Predictor:
         self._one = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.app.state.predictor = self
 
-    def answer(self, body: bytes, *, proba: bool) -> bytes:
+    def answer(self, body: bytes, *, proba: bool, gate: bool = False) -> bytes:
         """The answer to one ``/predict`` body, in the log before it is returned.
 
         Raises
@@ -105,7 +106,7 @@ class Predictor:
         scores = None if probabilities is None else probabilities.tolist()
         request = prediction_log.new_request_id()
         inputs = {column.name: jsonable(frame[column.label]) for column in self.signature.columns}
-        self.log.write(self.version, request, inputs, values, scores)
+        self.log.write(self.version, request, inputs, values, scores, gate=gate)
         self.metrics.answered(len(values))
         answer = {
             "predictions": values,
@@ -116,9 +117,11 @@ class Predictor:
             answer |= {"probabilities": scores, "classes": list(self.signature.classes or ())}
         return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
-    async def answer_in_turn(self, body: bytes, *, proba: bool) -> bytes:
+    async def answer_in_turn(self, body: bytes, *, proba: bool, gate: bool) -> bytes:
         """`answer`, on the model's own thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._one, lambda: self.answer(body, proba=proba))
+        return await asyncio.get_running_loop().run_in_executor(
+            self._one, lambda: self.answer(body, proba=proba, gate=gate)
+        )
 
 
 def application() -> Starlette:
@@ -156,7 +159,8 @@ async def _predict(predictor: Predictor, request: Request) -> Response:
     except ServiceError as error:
         return refuse(413, str(error))
     try:
-        answer = await predictor.answer_in_turn(body, proba=wanted in ("true", "1"))
+        gate = request.headers.get(GATE_HEADER, "") == "gate"
+        answer = await predictor.answer_in_turn(body, proba=wanted in ("true", "1"), gate=gate)
     except Unreadable as error:
         return refuse(400, str(error))
     except InputError as error:

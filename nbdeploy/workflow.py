@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from nbdeploy.progress import steps
 from nbdeploy.signature import Signature
 
 if TYPE_CHECKING:
-    from nbdeploy.drift_report import DriftReport
+    from nbdeploy.drift_result import DriftReport
     from nbdeploy.gate import GateResult, GateRun
 
 
@@ -259,9 +260,11 @@ def drift(
     reference = subject.reference[labels].assign(**{answer: subject.expected["prediction"]})
     current = log[[column.name for column in signature.columns]].set_axis(labels, axis=1)
     current = current.assign(**{answer: log[answer].astype(reference[answer].dtype)})
+    if html_path is None:
+        html_path = reports_folder(name) / f"drift-{live}-{datetime.now(timezone.utc):%Y%m%dT%H%M%S}.html"
     return drift_report.measure(
         reference, current, name=name, version=live, since="" if since is None else str(since),
-        html_path=html_path or drift_report.default_path(reports_folder(name)), max_rows=max_rows,
+        html_path=Path(html_path), max_rows=max_rows,
     )  # fmt: skip
 
 

@@ -28,7 +28,13 @@ def shell(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", __file__.rpartition("/")[0])
     made = InteractiveShell()
     made.run_line_magic("load_ext", "nbdeploy")
-    made.user_ns |= {"model": Constant(), "X_train": X[["a"]], "labelled": X, "y_train": X["label"], "status": Constant()}
+    made.user_ns |= {
+        "model": Constant(),
+        "X_train": X[["a"]],
+        "labelled": X,
+        "y_train": X["label"],
+        "status": Constant(),
+    }
     yield made
     made.run_line_magic("unload_ext", "nbdeploy")
 
