@@ -286,7 +286,9 @@ def _distribution(module: str) -> str:
 
 def _notebook() -> str:
     # JupyterLab's server tells its kernels the notebook's path.
-    return os.environ.get("JPY_SESSION_NAME", "") or (Path(sys.argv[0]).name if sys.argv else "")
+    if path := os.environ.get("JPY_SESSION_NAME"):
+        return path
+    return "" if "ipykernel" in sys.modules else Path(sys.argv[0]).name
 
 
 def _git() -> dict[str, Any] | None:

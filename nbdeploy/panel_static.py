@@ -27,9 +27,7 @@ STYLE = """<style>
   > .jp-OutputArea-child:has(.nbdeploy-panel.jupyter-widgets-disconnected),
 .jp-OutputArea:has(> .jp-OutputArea-child .nbdeploy-panel-static)
   > .jp-OutputArea-child > .jp-OutputArea-output.jupyter-widgets { display: none }
-.nbdeploy-panel-gone { display: none }
-.jp-OutputArea:has(.nbdeploy-panel.jupyter-widgets-disconnected) .nbdeploy-panel-gone { display: inline }
-.jp-OutputArea:has(.nbdeploy-panel.jupyter-widgets-disconnected) .nbdeploy-panel-kept { display: none }
+.jp-OutputArea:has(.nbdeploy-panel.jupyter-widgets-disconnected) .nbdeploy-panel-note { font-weight: bold }
 .nbdeploy-panel-static { overflow-x: auto }
 .nbdeploy-panel-static table { margin: 0 0 8px; font-size: inherit; border-collapse: collapse }
 .nbdeploy-panel-static th, .nbdeploy-panel-static td { text-align: left !important; vertical-align: top;
@@ -109,8 +107,8 @@ class Snapshot:
             blocks.append(f"<pre>{escaped(self.result[:MAX_RESULT])}</pre>")
         seen = f"{now or datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
         note = (
-            f'<p><small>As it was at {seen}. <b class="nbdeploy-panel-gone">Disconnected: run this cell again.</b>'
-            '<span class="nbdeploy-panel-kept">Run this cell again for the live panel.</span></small></p>'
+            f"<p><small>As it was at {seen}. "
+            '<span class="nbdeploy-panel-note">Disconnected? Run this cell again for the live panel.</span></small></p>'
         )
         return f'{STYLE}<div class="nbdeploy-panel-static">{"".join(blocks)}{note}</div>'
 

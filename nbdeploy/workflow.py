@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -13,7 +14,7 @@ import pandas as pd
 from nbdeploy import bento, client, deployment, model_store, prediction_log, rehearsal, routing
 from nbdeploy.deployment import Deployment
 from nbdeploy.errors import DriftError, NbdeployError, NotFound
-from nbdeploy.home import check_name, folder, lock, reports_folder, template
+from nbdeploy.home import check_name, folder, lock, reports_folder, template, write_atomic
 from nbdeploy.model_store import ModelVersion
 from nbdeploy.progress import steps
 from nbdeploy.signature import Signature
@@ -257,9 +258,12 @@ def drift(
 
     labels = [column.label for column in signature.columns]
     answer = prediction_log.own_column("prediction", signature.names)
-    reference = subject.reference[labels].assign(**{answer: subject.expected["prediction"]})
+    reference = subject.reference[labels]
     current = log[[column.name for column in signature.columns]].set_axis(labels, axis=1)
-    current = current.assign(**{answer: log[answer].astype(reference[answer].dtype)})
+    expected = subject.expected["prediction"]
+    if pd.api.types.is_scalar(expected.iloc[0]) and log[answer].notna().all():
+        reference = reference.assign(**{answer: expected})
+        current = current.assign(**{answer: log[answer].astype(expected.dtype)})
     if html_path is None:
         html_path = reports_folder(name) / f"drift-{live}-{datetime.now(timezone.utc):%Y%m%dT%H%M%S}.html"
     return drift_report.measure(
@@ -322,8 +326,10 @@ def _known(name: str) -> None:
 
 def _labelled_file(name: str, data: Any) -> str:
     if isinstance(data, pd.DataFrame):
-        path = folder("run", name) / "labelled.parquet"
-        data.to_parquet(path, index=False)
+        content = data.to_parquet(None, index=False)
+        # Named by its content: two gates at once keep their own rows, the same rows are kept once.
+        path = folder("gates", name) / f"labelled-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
+        write_atomic(path, content)
         return str(path)
     path = Path(data).expanduser().absolute()
     if not path.is_file():

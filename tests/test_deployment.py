@@ -118,6 +118,34 @@ def test_a_starter_that_is_killed_half_way_leaves_neither_version_nor_process():
     assert deployment.running_deployments() == []
 
 
+@pytest.mark.parametrize("verb", ["deploy", "save"])
+def test_an_interrupt_half_way_leaves_neither_version_nor_process(verb):
+    script = textwrap.dedent(f"""
+        import pandas as pd, nbdeploy
+        class Slow:
+            mood = 0
+            def predict(self, X): return [1] * len(X)
+            def __setstate__(self, state):
+                import time; time.sleep(60)
+        slow = Slow(); slow.mood = 1
+        try:
+            nbdeploy.{verb}(slow, "slow", pd.DataFrame({{"a": [1]}}))
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+    """)
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    run = home.home() / "run"
+    until(lambda: list(run.glob("rehearsal-*/spec.json")) + list(run.glob("slow/worker.json")), 20)
+    child.send_signal(signal.SIGINT)
+
+    said, _ = child.communicate(timeout=20)
+
+    assert said.strip() == "interrupted"
+    until(lambda: not [p for p in psutil.process_iter() if _home_of(p) == os.environ["NBDEPLOY_HOME"]], 5)
+    assert model_store.names() == []
+    assert not list((home.bentoml_home() / "nbdeploy-staging").iterdir())
+
+
 def _home_of(process):
     try:
         return process.environ().get("NBDEPLOY_HOME") if process.pid != os.getpid() else None

@@ -39,12 +39,12 @@ model = make_pipeline(columns, LogisticRegression()).fit(X_train, y_train)
 
 def verbs_page() -> str:
     """docs/verbs.md, from the table of verbs. `python tests/test_docs.py` writes it."""
-    parts = ["# Verbs\n\nThe same words in a notebook (`%deploy VERB`), in a shell (`nbdeploy VERB`) and in Python "
+    parts = [("# Verbs\n\nThe same words in a notebook (`%deploy VERB`), in a shell (`nbdeploy VERB`) and in Python "
              "(`nbdeploy.VERB(...)`). In a notebook, models and frames are variables; in a shell they are files "
              "(`.pkl`, `.joblib`; `.parquet`, `.csv`). `%deploy VARIABLE ...` is `%deploy deploy VARIABLE ...`.\n\n"
              "`nbdeploy --json VERB ...` prints one JSON object. The exit code is 0 only when it did what was asked: "
              "`validate` gives 1 for a failed gate, `drift --fail-on-drift` for drift, and 2 means that the command "
-             "line did not parse.\n"]  # fmt: skip
+             "line did not parse.\n")]  # fmt: skip
     for verb in verbs.VERBS.values():
         parts.append(f"## {verb.name}\n\n{verb.summary[0].upper()}{verb.summary[1:]}.\n")
         parts.append(f"```python\n%deploy {verb.example}\n```\n")

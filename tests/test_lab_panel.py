@@ -91,7 +91,7 @@ def test_the_panel_in_jupyterlab(lab):
     lab.wait_for(live.locator(".nbdeploy-live"), timeout=15)
 
     lab.restart_kernel()
-    lab.wait_for(static.get_by_text("Disconnected: run this cell again."))
+    lab.wait_for(static.get_by_text("Disconnected? Run this cell again"))
     assert not live.is_visible()
     assert static.get_by_text("passed its gate").or_(static.get_by_text("no drift")).first.is_visible()
     assert httpx.get(f"{nbdeploy.status('flight-delay').url.iloc[0]}/readyz", trust_env=False).is_success
@@ -123,7 +123,8 @@ def test_what_would_like_to_be_markup_stays_text(lab):
     assert lab.page_errors == []
 
 
-def test_a_panel_goes_when_its_cell_runs_again_and_its_kernel_dies(lab):
+@pytest.mark.parametrize("end", ["kill", "shutdown"])
+def test_a_panel_goes_when_its_cell_runs_again_and_when_its_kernel_ends(lab, end):
     source = """
 import threading, nbdeploy
 class Model:
@@ -141,12 +142,15 @@ nbdeploy.save(Model(), "one", X=pd.DataFrame({"x": [1, 2]}))
     count = "from nbdeploy import panel_parts as p; [len(p.watch._open), threading.active_count() < 20]"
     assert lab.insert_and_run(count)[0]["data"]["text/plain"] == "[1, True]"
 
-    lab.page.evaluate("""() => {
-        const notebook = window.jupyterapp.shell.currentWidget.content;
-        notebook.model.sharedModel.deleteCell(2);
-    }""")
-    lab.insert_and_run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    lab.wait_for(lab.output(1).get_by_text("Disconnected: run this cell again."))
+    lab.page.reload()
+    lab.wait_ready()
+    lab.wait_for(live)  # another page, the same kernel
+
+    if end == "kill":
+        lab.insert_and_run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    else:
+        lab.shutdown_kernel()
+    lab.wait_for(lab.output(1).get_by_text("Disconnected? Run this cell again"))
     assert not live.is_visible()
 
 

@@ -73,7 +73,7 @@ def test_a_second_version_is_announced_as_a_candidate(shell):
 def test_a_verb_wins_over_a_variable_of_its_name(shell):
     result, _ = run(shell, "%deploy status")
 
-    assert list(result.result.columns)[0] == "state"
+    assert next(iter(result.result.columns)) == "state"
 
 
 @pytest.mark.parametrize("line", ["%deploy", "%deploy --help", "%deploy help"])

@@ -152,11 +152,13 @@ def test_a_class_defined_in_a_cell_is_carried(tmp_path):
     assert done.stdout.strip() == "tripler:v1", done.stderr
 
 
-def test_a_model_that_answers_otherwise_in_a_fresh_process_is_not_saved():
+@pytest.mark.parametrize("verb", ["save", "deploy"])
+def test_a_model_that_answers_otherwise_in_a_fresh_process_is_not_saved(verb):
     with pytest.raises(nbdeploy.RehearsalError, match=r"row 0, column 'prediction': 3.0 \(float64\) instead of 2.0"):
-        nbdeploy.save(Forgetful(), "forgetful", X)
+        getattr(nbdeploy, verb)(Forgetful(), "forgetful", X)
 
     assert nothing_is_left()
+    assert not nbdeploy.status().size
 
 
 def test_a_model_that_a_fresh_process_cannot_load_is_not_saved():

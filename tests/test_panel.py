@@ -381,7 +381,7 @@ def test_the_static_table_reads_well_without_style():
     assert "candidates" not in snapshot.text()
     markup = snapshot.markup(datetime(2026, 2, 1, tzinfo=timezone.utc))
     assert "As it was at 2026-02-01 00:00:00 UTC" in markup
-    assert "Run this cell again" in markup
+    assert "Disconnected? Run this cell again" in markup
 
 
 def test_how_long_ago():

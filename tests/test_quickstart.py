@@ -98,7 +98,7 @@ def test_a_category_that_carries_a_script_changes_nothing_in_the_page(lab, fligh
     assert lab.page.title() == title
     assert lab.page.evaluate("document.title") != "x"
     assert frame.locator("body").evaluate("document.title") != "x"
-    (saved,) = [path for path in lab.folder.rglob("*.html")]
+    (saved,) = list(lab.folder.rglob("*.html"))
     assert PAYLOAD not in saved.read_text()
     with lab.page.context.expect_page() as opened:
         lab.page.evaluate(

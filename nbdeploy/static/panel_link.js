@@ -42,19 +42,18 @@ export default {
       });
       el.append(text, button);
     };
-    // ipywidgets marks a panel as disconnected when its kernel restarts, but not when it dies.
-    const status = model.widget_manager.kernel?.statusChanged;
-    const onStatus = (_, now) => {
-      if (['autorestarting', 'dead', 'terminating'].includes(now)) {
-        el.closest('.nbdeploy-panel')?.classList.add('jupyter-widgets-disconnected');
-      }
-    };
-    status?.connect(onStatus);
+    // ipywidgets marks a panel as disconnected when its kernel restarts, but not when it dies or is shut down.
+    const kernel = model.widget_manager.kernel;
+    const gone = () => el.closest('.nbdeploy-panel')?.classList.add('jupyter-widgets-disconnected');
+    const onStatus = (_, now) => ['autorestarting', 'dead', 'terminating'].includes(now) && gone();
+    kernel?.statusChanged.connect(onStatus);
+    kernel?.disposed.connect(gone);
     model.on('change:url', draw);
     model.send({ views: 1 });
     draw();
     return () => {
-      status?.disconnect(onStatus);
+      kernel?.statusChanged.disconnect(onStatus);
+      kernel?.disposed.disconnect(gone);
       model.off('change:url', draw);
       model.send({ views: -1 });
     };
