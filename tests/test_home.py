@@ -152,7 +152,9 @@ def test_children_inherit_no_telemetry_and_cached_bytecode(monkeypatch):
 
 def test_a_process_is_ours_only_with_its_start_and_its_token():
     env = processes.environment(**{processes.IDENTITY: "token"})
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=env)
+    code = "print(flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+    child.stdout.readline()
     start = processes.started(child.pid)
 
     assert processes.is_ours(child.pid, start, "token")

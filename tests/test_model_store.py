@@ -70,7 +70,8 @@ def importable(monkeypatch):
 
 def nothing_is_left():
     staging = home.bentoml_home() / "nbdeploy-staging"
-    return model_store.names() == [] and not any(staging.glob("*")) and not (home.bentoml_home() / "models").exists()
+    stored = home.bentoml_home() / "models"
+    return model_store.names() == [] and not any(staging.glob("*")) and not any(stored.glob("*"))
 
 
 def test_a_version_holds_the_model_its_signature_sample_outputs_and_provenance(flight_model, flights):
