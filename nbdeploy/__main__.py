@@ -67,12 +67,12 @@ def read(kind: Kind, text: str) -> Any:
         raise NotFound(msg, "In a shell, models and frames are files.")
     import pandas as pd
 
+    from nbdeploy.artifact import read_frame
+
     try:
         if kind is Kind.MODEL:
             return _model(path)
-        frame = (
-            pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path) if path.suffix == ".csv" else None
-        )
+        frame = read_frame(path) if path.suffix == ".parquet" else pd.read_csv(path) if path.suffix == ".csv" else None
     except NbdeployError:
         raise
     except Exception as error:

@@ -130,11 +130,22 @@ def read_signature(folder: Path) -> Signature:
 
 def read_reference(folder: Path, signature: Signature) -> pd.DataFrame:
     """The reference sample with the dtypes of the training frame."""
-    frame = pd.read_parquet(folder / REFERENCE)
+    frame = read_frame(folder / REFERENCE)
     for column in signature.columns:
         if str(frame[column.label].dtype) != column.dtype:
             frame[column.label] = frame[column.label].astype(column.dtype)
     return frame
+
+
+def read_frame(path: Path) -> pd.DataFrame:
+    """Read one Parquet file in this thread.
+
+    Arrow's own threads, which pandas would use, make a short-lived process abort at its exit now and then.
+    """
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path, pre_buffer=False) as file:
+        return file.read(use_threads=False).to_pandas(use_threads=False)
 
 
 def load(folder: Path, files: Mapping[str, str] | None) -> LoadedModel:
@@ -184,7 +195,7 @@ def rehearse(folder: Path, files: Mapping[str, str] | None, rows: int | None = N
             msg, "Does it hold a connection, a lock or an open file?", traceback.format_exc()
         ) from error
     reference = read_reference(folder, loaded.signature)
-    expected = pd.read_parquet(folder / EXPECTED)
+    expected = read_frame(folder / EXPECTED)
     if rows is not None:
         reference, expected = reference.head(rows), expected.head(rows)
     try:

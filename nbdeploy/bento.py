@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nbdeploy import artifact, processes
@@ -42,7 +43,7 @@ def build(version: ModelVersion) -> None:
         import bentoml
         from bentoml.exceptions import BentoMLException
 
-        with tempfile.TemporaryDirectory(dir=folder("run"), prefix="bento-") as context:
+        with tempfile.TemporaryDirectory(dir=folder("run"), prefix="bento-") as context, _without_installing_uv():
             shutil.copyfile(version.path / artifact.SERVICE, Path(context) / artifact.SERVICE)
             packages = [f"{name}=={number}" for name, number in version.provenance.get("versions", {}).items()]
             try:
@@ -66,6 +67,26 @@ def wait(name: str) -> None:
     """Return when no Bento of `name` is being built."""
     with suppress(NbdeployError), lock("bento", name, timeout=30):
         pass
+
+
+@contextmanager
+def _without_installing_uv() -> Iterator[None]:
+    # BentoML looks for uv before it finds that locking is off, and where there is none runs `pip install uv` in the
+    # user's environment. It is never run, so anything of that name will do; and pip is kept from reaching an index.
+    before = {name: os.environ.get(name) for name in ("PATH", "PIP_NO_INDEX")}
+    with tempfile.TemporaryDirectory() as where:
+        stand_in = Path(where) / "uv"
+        stand_in.write_text("#!/bin/sh\necho 'uv is not used here' >&2\nexit 1\n")
+        stand_in.chmod(0o700)
+        os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), where])
+        os.environ["PIP_NO_INDEX"] = "1"
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
 
 
 def _path(version: ModelVersion) -> Path:

@@ -26,6 +26,7 @@ from nbdeploy.model_store import ModelVersion, Staged, service_class
 
 HOST = "127.0.0.1"
 START_TIMEOUT = 120.0
+TAIL_BYTES = 1 << 20
 STOP_GRACE = 32.0  # a little more than the supervisor gives its workers
 
 
@@ -229,7 +230,7 @@ def stop(name: str) -> Deployment:
 
 
 def log_tail(name: str, lines: int = 50) -> str:
-    """The last lines that the service wrote, running or not.
+    """The last lines that the service wrote, running or not, at most 1 MiB.
 
     Raises
     ------
@@ -241,7 +242,9 @@ def log_tail(name: str, lines: int = 50) -> str:
         known = [folder.parent.name for folder in (home() / "run").glob("*/service.log")]
         msg = f"no deployment {name!r} has a log"
         raise NotFound(msg, did_you_mean(name, known))
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
 
 
 # -- helpers ------------------------------------------------------------------------------------------------

@@ -74,13 +74,13 @@ class ModelVersion:
     @property
     def expected(self) -> pd.DataFrame:
         """What the model answered on the reference sample in the kernel that saved it."""
-        return pd.read_parquet(self.path / artifact.EXPECTED)
+        return artifact.read_frame(self.path / artifact.EXPECTED)
 
     @property
     def labels(self) -> pd.Series | None:
         """The true outcomes of the reference sample, or None where none were given."""
         path = self.path / artifact.LABELS
-        return pd.read_parquet(path)["label"].rename(self.signature.target) if path.is_file() else None
+        return artifact.read_frame(path)["label"].rename(self.signature.target) if path.is_file() else None
 
     def to_dict(self) -> dict[str, Any]:
         return {

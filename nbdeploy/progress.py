@@ -34,6 +34,7 @@ def steps(title: str, names: Sequence[str], shown: bool = True) -> Iterator[Step
 
     try:
         yield step
+        bar.update(len(names) - bar.n)  # a bar that is closed short of its end turns red
     finally:
         bar.close()
 

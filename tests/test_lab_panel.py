@@ -142,6 +142,7 @@ nbdeploy.save(Model(), "one", X=pd.DataFrame({"x": [1, 2]}))
     count = "from nbdeploy import panel_parts as p; [len(p.watch._open), threading.active_count() < 20]"
     assert lab.insert_and_run(count)[0]["data"]["text/plain"] == "[1, True]"
 
+    lab.save()
     lab.page.reload()
     lab.wait_ready()
     lab.wait_for(live)  # another page, the same kernel

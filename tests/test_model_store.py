@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 import textwrap
+from importlib import metadata
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import nbdeploy
-from nbdeploy import artifact, home, model_store
+from nbdeploy import artifact, bento, home, model_store
 
 
 class Doubler:
@@ -101,8 +102,6 @@ def test_a_large_frame_is_sampled_to_10_000_rows_the_same_ones_each_time():
 
 def test_bentoml_lists_the_version_as_its_model_and_soon_as_its_bento():
     version = nbdeploy.save(Doubler(), "doubler", X)
-    from nbdeploy import bento
-
     bento.wait("doubler")
     done = [
         subprocess.run([sys.executable, "-m", "bentoml", *words], capture_output=True, text=True, check=True).stdout
@@ -110,6 +109,16 @@ def test_bentoml_lists_the_version_as_its_model_and_soon_as_its_bento():
     ]
 
     assert all(version.tag in listing for listing in done)
+
+
+def test_building_the_bento_installs_nothing():
+    before = {distribution.name for distribution in metadata.distributions()}
+
+    nbdeploy.save(Doubler(), "doubler", X)
+    bento.wait("doubler")
+
+    assert (home.bentoml_home() / "bentos" / "doubler" / "v1").is_dir()
+    assert {distribution.name for distribution in metadata.distributions()} == before
 
 
 def test_numbers_grow_and_are_never_used_twice():
