@@ -8,12 +8,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from nbdeploy import artifact, processes
 from nbdeploy.errors import NbdeployError
-from nbdeploy.home import bentoml_home, folder, lock
+from nbdeploy.home import bentoml_home, check_name, folder, lock, read_json, write_json
 from nbdeploy.model_store import ModelVersion, get
 
 
@@ -26,6 +26,9 @@ def build_in_background(version: ModelVersion) -> None:
             cwd=log.parent, env=processes.environment(), stdin=subprocess.DEVNULL,
             stdout=output, stderr=subprocess.STDOUT, start_new_session=True, umask=0o077,
         )  # fmt: skip
+    write_json(
+        log.with_name(f"bento-{version.version}.json"), {"pid": child.pid, "started": processes.started(child.pid)}
+    )
     processes.reap(child)
 
 
@@ -63,10 +66,12 @@ def build(version: ModelVersion) -> None:
                 raise NbdeployError(msg, "The version itself is saved and can be served.") from error
 
 
-def wait(name: str) -> None:
-    """Return when no Bento of `name` is being built."""
-    with suppress(NbdeployError), lock("bento", name, timeout=30):
-        pass
+def wait(name: str, timeout: float = 60) -> None:
+    """Return when no Bento of `name` is being built any more, or after `timeout` seconds."""
+    for path in folder("run", check_name(name)).glob("bento-*.json"):
+        facts = read_json(path) or {}
+        processes.wait(facts.get("pid", 0), facts.get("started", 0.0), timeout)
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

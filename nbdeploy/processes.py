@@ -21,11 +21,13 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def started(pid: int) -> float:
-    """When `pid` started, in seconds since the epoch; 0.0 when there is no such process."""
+    """When `pid` started, in seconds since the epoch; 0.0 when it is gone."""
     import psutil
 
     with suppress(psutil.Error):
-        return float(psutil.Process(pid).create_time())
+        process = psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return float(process.create_time())
     return 0.0
 
 
@@ -58,6 +60,13 @@ def family(pid: int, token: str) -> list[Any]:
             if other.pid not in found and other.environ().get(IDENTITY) == token:
                 found[other.pid] = other
     return list(found.values())
+
+
+def wait(pid: int, start: float, timeout: float) -> None:
+    """Return when the process that started at `start` as `pid` is gone, or after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while start and started(pid) == start and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def end(processes: Iterable[Any], grace: float, first: Any = None) -> None:
