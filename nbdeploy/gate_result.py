@@ -186,14 +186,16 @@ class GateResult:
         return "\n".join([*lines, f"  evidence: {self.notebook}"])
 
     def _repr_html_(self) -> str:
-        cells = (
-            f"<td>{_mark(one.passed)}</td><td>{html.escape(one.name)}</td><td>{html.escape(one.shown)}</td>"
-            f"<td>{html.escape(one.wanted)}</td><td>{html.escape(one.detail)}</td>"
+        # On each cell: JupyterLab aligns td to the right, whatever the row says.
+        left = 'style="text-align: left"'
+        heads = "".join(f"<th {left}>{word}</th>" for word in ("", "check", "value", "wanted", "detail"))
+        table = "".join(
+            "<tr>"
+            + "".join(f"<td {left}>{word}</td>" for word in (_mark(one.passed), *map(html.escape, words)))
+            + "</tr>"
             for one in self.checks
+            for words in [(one.name, one.shown, one.wanted, one.detail)]
         )
-        style = 'style="text-align: left"'
-        heads = "".join(f"<th {style}>{word}</th>" for word in ("", "check", "value", "wanted", "detail"))
-        table = "".join(f"<tr {style}>{row}</tr>" for row in cells)
         return (
             '<div style="font-family: var(--jp-ui-font-family, sans-serif);'
             ' color: var(--jp-ui-font-color1, inherit)">'
