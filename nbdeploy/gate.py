@@ -46,6 +46,7 @@ class _Job:
     timeout: float
     env: Mapping[str, str]
     folder: Path
+    copies: Path | None
 
 
 class GateRun:
@@ -157,17 +158,19 @@ class GateRun:
             notebook, job.parameters, recording, folder=job.path.parent, env=job.env, timeout=job.timeout
         )
         why = _reason(recording, job.timeout)
+        name = f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}.ipynb"
         result = GateResult(
             deployment=job.deployment,
             version=job.version,
             digest=job.digest,
             passed=not why,
             checks=tuple(one for _, one in sorted(recording.checks.items())),
-            notebook=job.folder / f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}.ipynb",
+            notebook=job.folder / name,
             reason=why,
             started=started,
             seconds=time.monotonic() - clock,
             parameters=job.parameters,
+            copy=job.copies and job.copies / f"validate-{job.version}-{name}",
         )
         _keep(result, recording, job.path)
         if not (recording.ready or recording.timed_out or recording.cancelled):
@@ -187,6 +190,7 @@ def start(
     timeout: float = 600,
     progress: bool = True,
     env: Mapping[str, str] = _EMPTY,
+    copies: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> GateRun:
     """Start a gate in the background.
@@ -208,6 +212,8 @@ def start(
         Whether `GateRun.wait` shows a bar.
     env : mapping
         More environment for its kernel. Never written to the notebook: the place for secrets.
+    copies : pathlib.Path, optional
+        A folder that gets a copy of the executed notebook, for people to open.
     on_progress : callable, optional
         Called from the gate's thread with the cells done and their total.
 
@@ -232,7 +238,7 @@ def start(
         msg = f"{digest[:80]!r} is not the digest of a version"
         raise GateError(msg)
     folder = home.folder("gates", home.check_name(deployment), digest[:16])
-    job = _Job(path, source, values, deployment, version, digest, timeout, dict(env), folder)
+    job = _Job(path, source, values, deployment, version, digest, timeout, dict(env), folder, copies)
     return GateRun(job, on_progress, progress)
 
 
@@ -246,6 +252,7 @@ def run(
     timeout: float = 600,
     progress: bool = True,
     env: Mapping[str, str] = _EMPTY,
+    copies: Path | None = None,
 ) -> GateResult:
     """Run a gate and wait for its verdict: `start` and `GateRun.wait`."""
     return start(
@@ -257,6 +264,7 @@ def run(
         timeout=timeout,
         progress=progress,
         env=env,
+        copies=copies,
     ).wait()
 
 
@@ -312,6 +320,9 @@ def _keep(result: GateResult, recording: Recording, path: Path) -> None:
     try:
         home.write_atomic(result.notebook, nbformat.writes(recording.notebook).encode(errors="replace"))
         home.write_json(result.notebook.with_suffix(".json"), result.to_dict())
+        if result.copy is not None:
+            result.copy.parent.mkdir(parents=True, exist_ok=True)
+            home.write_atomic(result.copy, result.notebook.read_bytes())
     except OSError as error:
         msg = f"The evidence of this gate could not be written to {result.notebook}: {error.strerror}"
         raise GateError(msg, "Without evidence there is no verdict; make room and run it again.") from error

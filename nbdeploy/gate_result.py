@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nbdeploy.errors import GateError
+from nbdeploy.report_view import link_to
 
 CHECK_MIME = "application/vnd.nbdeploy.check+json"
 END_MIME = "application/vnd.nbdeploy.gate-end+json"
@@ -145,6 +146,8 @@ class GateResult:
         How long it took.
     parameters : dict
         What the notebook was given.
+    copy : pathlib.Path or None
+        A copy of the executed notebook where JupyterLab can open it.
     """
 
     deployment: str
@@ -157,6 +160,7 @@ class GateResult:
     started: datetime
     seconds: float
     parameters: dict[str, Any] = field(default_factory=dict)
+    copy: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON."""
@@ -168,6 +172,7 @@ class GateResult:
             "reason": self.reason,
             "checks": [one.to_dict() for one in self.checks],
             "notebook": str(self.notebook),
+            "copy": None if self.copy is None else str(self.copy),
             "started": self.started.isoformat(),
             "seconds": round(self.seconds, 3),
             "parameters": self.parameters,
@@ -201,6 +206,7 @@ class GateResult:
             ' color: var(--jp-ui-font-color1, inherit)">'
             f"<div>{_mark(self.passed)} <b>{html.escape(self.headline)}</b></div>"
             + (f"<table><thead><tr>{heads}</tr></thead><tbody>{table}</tbody></table>" if table else "")
+            + (f"<div>Executed notebook: {link_to(self.copy)}</div>" if self.copy else "")
             + f'<div style="color: {_MUTED}">evidence: <code>{html.escape(str(self.notebook))}</code></div></div>'
         )
 

@@ -45,11 +45,9 @@ def reports_folder(name: str) -> Path:
     """The visible folder beside the notebook for what users open: reports and executed notebooks.
 
     JupyterLab answers 404 for hidden folders and cannot reach outside its root, so this is
-    below the working directory, not below `home`.
+    below the working directory, not below `home`. Whoever writes there makes it.
     """
-    path = Path.cwd() / REPORTS / check_name(name)
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    return Path.cwd() / REPORTS / check_name(name)
 
 
 def template(name: str) -> Path:

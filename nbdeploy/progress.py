@@ -45,4 +45,5 @@ def _unseen(_name: str = "") -> None:
 
 def _visible() -> bool:
     # A log file or a pipe gets no bar; a notebook's stderr is no terminal but shows one.
-    return "ipykernel" in sys.modules or sys.stderr.isatty()
+    ipython = sys.modules.get("IPython")
+    return hasattr(ipython and ipython.get_ipython(), "kernel") or sys.stderr.isatty()

@@ -193,11 +193,11 @@ def verdict_table(
     if more:
         parts.append(f"<p>{html.escape(more)}</p>")
     if link:
-        parts.append(f"<p>Full report: {_link(link)}</p>")
+        parts.append(f"<p>Full report: {link_to(link)}</p>")
     return f'{_STYLE}<div class="nbdeploy-static">{"".join(parts)}</div>'
 
 
-def _link(path: Path) -> str:
+def link_to(path: Path) -> str:
     """A link where the notebook's page can follow it: below the working directory."""
     try:
         below = path.absolute().relative_to(Path.cwd()).as_posix()

@@ -217,7 +217,10 @@ def validate(
         own |= {"data": _labelled_file(name, data), "target": target or subject.signature.target}
     declared = gate.declared_names(chosen)
     values = {**{key: value for key, value in own.items() if key in declared}, **(parameters or {})}
-    about: Any = {"deployment": name, "version": subject.version, "digest": subject.digest, "timeout": timeout}
+    about: Any = {
+        "deployment": name, "version": subject.version, "digest": subject.digest, "timeout": timeout,
+        "copies": reports_folder(name),
+    }  # fmt: skip
     if wait:
         return gate.run(chosen, values, progress=progress, **about)
     return gate.start(chosen, values, on_progress=on_progress, **about)

@@ -23,6 +23,7 @@ def main() -> int:
 
     notebook = HERE / "quickstart.ipynb"
     executed = reports_folder(NAME) / "quickstart-executed.ipynb"
+    executed.parent.mkdir(parents=True, exist_ok=True)
     print(f"Running {notebook.name}: train, deploy, ask, validate, drift. About a minute.", flush=True)
     try:
         papermill.execute_notebook(

@@ -26,6 +26,7 @@ X = pd.DataFrame({"a": [1.0, 2.0], "label": [7, 7]})
 @pytest.fixture
 def shell(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", __file__.rpartition("/")[0])
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)  # IPython would warn of another one than it runs in
     made = InteractiveShell()
     made.run_line_magic("load_ext", "nbdeploy")
     made.user_ns |= {
