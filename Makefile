@@ -48,7 +48,7 @@ bench: $(INSTALLED)  ## run every benchmark
 clean:  ## remove all that these targets made
 	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -prune -exec rm -rf {} +
-	@find notebooks \( -name .ipynb_checkpoints -o -name nbdeploy-reports \) -prune -exec rm -rf {} +
+	@find . \( -name .ipynb_checkpoints -o -name nbdeploy-reports \) -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null || { \

@@ -27,10 +27,8 @@ def main(words: Sequence[str] | None = None) -> int:
         print(asked)
         return 0
     except NbdeployError as error:
-        if as_json:
-            print(json.dumps(error.to_dict()))
-        else:
-            print(f"nbdeploy: {error}".replace("%deploy ", "nbdeploy "), file=sys.stderr)
+        said = json.dumps(error.to_dict()) if as_json else f"nbdeploy: {error}"
+        print(said.replace("%deploy ", "nbdeploy "), file=sys.stdout if as_json else sys.stderr)
         return 2 if isinstance(error, verbs.UsageProblem) else 1
     except KeyboardInterrupt:
         print("nbdeploy: interrupted", file=sys.stderr)
@@ -38,6 +36,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `nbdeploy predictions NAME | head`
         sys.stderr.close()
         return 0
+    except OSError as error:  # a disk that is full or refuses
+        print(f"nbdeploy: {error}", file=sys.stderr)
+        return 1
 
 
 def _run(arguments: Sequence[str], as_json: bool) -> int:

@@ -18,7 +18,9 @@ from nbdeploy.model_store import ModelVersion, get
 
 
 def build_in_background(version: ModelVersion) -> None:
-    """Build the Bento in a process of its own, which ends by itself; `wait` waits for it."""
+    """Build the Bento in a process of its own, which ends by itself, unless it is there; `wait` waits for it."""
+    if _path(version).is_dir():
+        return
     log = folder("run", version.name) / "bento.log"
     with os.fdopen(os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as output:
         child = subprocess.Popen(

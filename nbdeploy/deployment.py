@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import html
 import http.client
 import os
@@ -84,11 +85,13 @@ class Deployment:
         return {**facts, "state": self.state}
 
     def __repr__(self) -> str:
-        return f"Deployment({self.name}:{self.version} {self.state} at {self.url}, pid {self.pid})"
+        state = "running" if self.alive else "stopped"
+        return f"Deployment({self.name}:{self.version} {state} at {self.url}, pid {self.pid})"
 
     def _repr_html_(self) -> str:
         url, name = html.escape(self.url), html.escape(f"{self.name}:{self.version}")
-        return f'<b>{name}</b> {self.state} at <a href="{url}" target="_blank" rel="noopener">{url}</a>'
+        state = "running" if self.alive else "stopped"
+        return f'<b>{name}</b> {state} at <a href="{url}" target="_blank" rel="noopener">{url}</a>'
 
 
 def find(name: str) -> Deployment | None:
@@ -163,6 +166,7 @@ def launch(
         "name": name, "version": subject.version, "files": dict(subject.files), "outcome": str(outcome),
         "folder": str(run), "service": f"service:{service_class(name)}",
         "descriptor": listener.fileno(), "port": listener.getsockname()[1], "metrics": str(metrics),
+        "state": str(_state_path(name)),
     }  # fmt: skip
     origin = subject.folder if isinstance(subject, Staged) else subject.path
     write_atomic(run / SERVICE, (origin / SERVICE).read_bytes())
@@ -203,12 +207,18 @@ def launch(
         yield keep
     finally:
         if not kept:
-            processes.end(processes.family(process.pid, token), grace=5, first=_as_psutil(process.pid))
+            processes.end(processes.family(process.pid, token), grace=5, first=process.pid)
             with suppress(Exception):
                 process.wait(5)
             if process.stdin is not None:
                 process.stdin.close()
         processes.reap(process)
+
+
+def check_port(name: str, port: int | None) -> None:
+    """Raise `PortBusy` where `port` could not be had now."""
+    if port is not None:
+        _listen(name, port, 0).close()
 
 
 def stop(name: str) -> Deployment:
@@ -221,9 +231,7 @@ def stop(name: str) -> Deployment:
     """
     with lock("serve", check_name(name)):
         deployment = get(name)
-        processes.end(
-            processes.family(deployment.pid, deployment.token), grace=STOP_GRACE, first=_as_psutil(deployment.pid)
-        )
+        processes.end(processes.family(deployment.pid, deployment.token), grace=STOP_GRACE, first=deployment.pid)
         _state_path(name).unlink(missing_ok=True)
         shutil.rmtree(home() / "run" / name / "metrics", ignore_errors=True)
         return deployment
@@ -238,6 +246,9 @@ def log_tail(name: str, lines: int = 50) -> str:
         It never ran.
     """
     path = home() / "run" / check_name(name) / "service.log"
+    if lines < 1:
+        msg = f"{lines} lines cannot be shown"
+        raise ServiceError(msg, "Ask for 1 or more.")
     if not path.is_file():
         known = [folder.parent.name for folder in (home() / "run").glob("*/service.log")]
         msg = f"no deployment {name!r} has a log"
@@ -268,8 +279,11 @@ def _listen(name: str, port: int | None, former: int) -> socket.socket:
     except OSError as error:
         listener.close()
         holder = next((other for other in running_deployments() if other.port == port), None)
-        who = f"the deployment {holder.name!r}" if holder else f"another program ({error.strerror})"
-        msg = f"port {port} for {name!r} is taken by {who}"
+        if error.errno == errno.EADDRINUSE:
+            who = f"the deployment {holder.name!r}" if holder else "another program"
+            msg = f"port {port} for {name!r} is taken by {who}"
+        else:
+            msg = f"port {port} for {name!r} cannot be used: {error.strerror}"
         raise PortBusy(msg, "Choose another, or leave --port out for a free one.") from error
     listener.set_inheritable(True)
     return listener
@@ -312,11 +326,3 @@ def _answers(port: int, timeout: float) -> bool:
 
 def _state_path(name: str) -> Path:
     return folder("deployments") / f"{check_name(name)}.json"
-
-
-def _as_psutil(pid: int) -> Any:
-    import psutil
-
-    with suppress(psutil.Error):
-        return psutil.Process(pid)
-    return None

@@ -276,7 +276,7 @@ def _publish(report: DriftReport, page: str) -> DriftReport:
     sealed = report_view.seal(_defused(page), title=title, note=note)
     if report.html_path:
         try:
-            report.html_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            home.private_folder(report.html_path.parent)
             home.write_atomic(report.html_path, sealed.encode())
         except OSError as error:
             msg = f"{report.html_path} cannot be written: {error.strerror or error}"

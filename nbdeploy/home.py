@@ -25,7 +25,7 @@ def home() -> Path:
         import platformdirs
 
         path = platformdirs.user_data_path("nbdeploy", appauthor=False)
-    return _private(path)
+    return private_folder(path)
 
 
 def bentoml_home() -> Path:
@@ -37,7 +37,7 @@ def folder(*parts: str) -> Path:
     """A private folder below `home`, made when missing."""
     path = home()
     for part in parts:
-        path = _private(path / part)
+        path = private_folder(path / part)
     return path
 
 
@@ -136,8 +136,20 @@ def lock(*parts: str, timeout: float = 600) -> Iterator[None]:
         held.release()
 
 
-def _private(path: Path) -> Path:
+def private_folder(path: Path) -> Path:
+    """Make `path`, and whichever of its parents are missing, for this user alone.
+
+    Raises
+    ------
+    NbdeployError
+        The disk refuses.
+    """
     if not path.is_dir():
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.chmod(0o700)  # whatever the umask was
+        try:
+            private_folder(path.parent)
+            path.mkdir(mode=0o700, exist_ok=True)
+            path.chmod(0o700)  # whatever the umask was
+        except OSError as error:
+            msg = f"the folder {path} cannot be made: {error.strerror}"
+            raise NbdeployError(msg, "Set NBDEPLOY_HOME and BENTOML_HOME to folders that you may write to.") from error
     return path

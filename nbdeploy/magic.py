@@ -29,7 +29,11 @@ class DeployMagics(Magics):
     @line_magic
     def deploy(self, line: str, local_ns: dict[str, Any] | None = None) -> Any:
         scope = {**self.shell.user_ns, **(local_ns or {})}
-        words = arg_split(line, posix=True)
+        try:
+            words = arg_split(line, posix=True)
+        except ValueError as error:
+            msg = f"{PROG}: {error} in: {line}"
+            raise UsageError(msg) from None
         if words and words[0] not in verbs.VERBS and words[0] in scope:
             words = ["deploy", *words]
         try:

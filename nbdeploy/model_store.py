@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import keyword
 import os
 import platform
 import shutil
@@ -19,9 +20,20 @@ from typing import Any
 
 import pandas as pd
 
-from nbdeploy import artifact
-from nbdeploy.errors import NotFound, did_you_mean
-from nbdeploy.home import bentoml_home, check_name, folder, home, lock, read_json, sync_folder, write_atomic, write_json
+from nbdeploy import artifact, processes
+from nbdeploy.errors import NbdeployError, NotFound, did_you_mean
+from nbdeploy.home import (
+    bentoml_home,
+    check_name,
+    folder,
+    home,
+    lock,
+    private_folder,
+    read_json,
+    sync_folder,
+    write_atomic,
+    write_json,
+)
 from nbdeploy.signature import Signature
 
 
@@ -120,8 +132,7 @@ def stage(model: Any, name: str, X: Any, y: Any = None) -> Iterator[Staged]:
     """
     check_name(name)
     with lock("save", name):
-        area = bentoml_home() / "nbdeploy-staging"
-        area.mkdir(mode=0o700, parents=True, exist_ok=True)
+        area = private_folder(bentoml_home() / "nbdeploy-staging")
         for leftover in area.glob(f"{name}@*"):  # of a process that was killed: the lock is ours
             shutil.rmtree(leftover, ignore_errors=True)
         path = Path(tempfile.mkdtemp(prefix=f"{name}@", dir=area))
@@ -142,7 +153,7 @@ def stage(model: Any, name: str, X: Any, y: Any = None) -> Iterator[Staged]:
 def commit(staged: Staged) -> ModelVersion:
     """Make a staged version one that everybody sees. After a crash at any point it exists whole or not at all."""
     target = bentoml_home() / "models" / staged.name / staged.version
-    target.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(target.parent)
     record = folder("versions", staged.name) / f"{staged.version}.json"
     artifact.sync_tree(staged.folder)
     # The digest first: a folder without its record is never taken for a version.
@@ -169,8 +180,12 @@ def versions(name: str) -> list[ModelVersion]:
 
 
 def names() -> list[str]:
-    """Every name that has a version."""
-    return sorted(path.name for path in (home() / "versions").glob("*") if versions(path.name))
+    """Every name that has a version. What is no name of ours, or cannot be read, is passed over."""
+    found = []
+    for path in (home() / "versions").glob("*"):
+        with suppress(NbdeployError):
+            found += [path.name] if versions(path.name) else []
+    return sorted(found)
 
 
 def get(name: str, version: str | None = None) -> ModelVersion:
@@ -203,9 +218,9 @@ def recorded_files(name: str, version: str) -> Mapping[str, str] | None:
 
 def provenance(model: Any) -> dict[str, Any]:
     """Where a model comes from: notebook, git commit, Python, platform, versions of what it is made of."""
-    roots = {type(model).__module__.partition(".")[0]}
-    for step in getattr(model, "steps", None) or []:
-        roots.add(type(step[-1]).__module__.partition(".")[0])
+    # What a scikit-learn model is made of, at any depth, is among its parameters.
+    parts = [model, *(part for part in _parameters(model).values() if hasattr(part, "get_params"))]
+    roots = {type(part).__module__.partition(".")[0] for part in parts}
     wanted = {"nbdeploy", "bentoml", "numpy", "pandas", "cloudpickle", *(_distribution(root) for root in roots)}
     found = {}
     for name in sorted(wanted - {""}):
@@ -218,7 +233,7 @@ def provenance(model: Any) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": found,
-        "user": os.environ.get("USER") or os.environ.get("JUPYTERHUB_USER") or "",
+        "user": processes.user(),
     }
 
 
@@ -243,7 +258,7 @@ def service_class(name: str) -> str:
     """``FlightDelay`` for ``flight-delay``."""
     words = name.replace(".", "-").replace("_", "-").split("-")
     joined = "".join(word.capitalize() for word in words)
-    return joined if joined[0].isalpha() else f"Model{joined}"
+    return joined if joined[0].isalpha() and not keyword.iskeyword(joined) else f"Model{joined}"
 
 
 # -- helpers ------------------------------------------------------------------------------------------------
@@ -278,6 +293,13 @@ def _bentoml_yaml(name: str, version: str, digest: str, created: str) -> str:
         },
         indent=1,
     )  # fmt: skip
+
+
+def _parameters(model: Any) -> dict[str, Any]:
+    try:
+        return dict(model.get_params(deep=True))
+    except Exception:  # noqa: BLE001  anybody's method, or none at all
+        return {}
 
 
 def _distribution(module: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import signal
 import subprocess
@@ -9,7 +10,10 @@ import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
+
+from nbdeploy.home import bentoml_home, home
 
 IDENTITY = "NBDEPLOY_PROCESS"  # the token in a process's environment that tells ours from a recycled pid
 
@@ -17,17 +21,35 @@ IDENTITY = "NBDEPLOY_PROCESS"  # the token in a process's environment that tells
 def environment(**extra: str) -> dict[str, str]:
     """The environment of every child: the user's, without telemetry and with cached bytecode."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    return {**env, "BENTOML_DO_NOT_TRACK": "True", "DO_NOT_TRACK": "1", "OTEL_SDK_DISABLED": "true", **extra}
+    quiet = {"BENTOML_DO_NOT_TRACK": "True", "DO_NOT_TRACK": "1", "OTEL_SDK_DISABLED": "true"}
+    # Absolute: a child works in another folder.
+    places = {"NBDEPLOY_HOME": str(home()), "BENTOML_HOME": str(bentoml_home())}
+    return {**env, **quiet, **places, **extra}
+
+
+def user() -> str:
+    """Who runs this, also where the user has no name, as in many containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return f"uid {os.getuid()}"
 
 
 def started(pid: int) -> float:
-    """When `pid` started, in seconds since the epoch; 0.0 when it is gone."""
+    """When `pid` started, in seconds; 0.0 when it is gone.
+
+    On Linux since the machine's start, which no change of the clock moves; elsewhere since the epoch.
+    """
     import psutil
 
     with suppress(psutil.Error):
         process = psutil.Process(pid)
-        if process.status() != psutil.STATUS_ZOMBIE:
-            return float(process.create_time())
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return 0.0
+        with suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return float(process.create_time())
     return 0.0
 
 
@@ -36,12 +58,7 @@ def is_ours(pid: int, start: float, token: str) -> bool:
     import psutil
 
     try:
-        process = psutil.Process(pid)
-        return bool(
-            process.status() != psutil.STATUS_ZOMBIE
-            and abs(process.create_time() - start) < 0.05
-            and process.environ().get(IDENTITY) == token
-        )
+        return abs(started(pid) - start) < 0.05 and psutil.Process(pid).environ().get(IDENTITY) == token
     except (psutil.Error, OSError):
         return False
 
@@ -69,12 +86,12 @@ def wait(pid: int, start: float, timeout: float) -> None:
         time.sleep(0.05)
 
 
-def end(processes: Iterable[Any], grace: float, first: Any = None) -> None:
-    """Terminate: `first` (or all) politely, after `grace` seconds everyone by SIGKILL."""
+def end(processes: Iterable[Any], grace: float, first: int = 0) -> None:
+    """Terminate: the one with the pid `first` (else all) politely, after `grace` seconds everyone by SIGKILL."""
     import psutil
 
     everyone = list(processes)
-    for process in [first] if first is not None else everyone:
+    for process in [one for one in everyone if one.pid == first] or everyone:
         with suppress(psutil.Error):
             process.terminate()
     _, alive = psutil.wait_procs(everyone, timeout=grace)

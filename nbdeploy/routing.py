@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import getpass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from nbdeploy import processes
 from nbdeploy.home import check_name, folder, lock, read_json, write_json
 
 
@@ -23,7 +23,7 @@ def go_live(name: str, version: str, why: str) -> None:
         if state["live"] == version:
             return
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        step = {"time": now, "who": getpass.getuser(), "from": state["live"], "to": version, "why": why}
+        step = {"time": now, "who": processes.user(), "from": state["live"], "to": version, "why": why}
         write_json(_path(name), {"live": version, "history": [*state["history"], step]})
 
 

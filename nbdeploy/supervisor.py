@@ -24,6 +24,7 @@ from typing import Any
 
 GRACE = 30.0  # seconds for requests in flight
 MAX_PAUSE = 10.0
+FORGOTTEN = 5  # seconds without a state file
 
 
 class Supervisor:
@@ -82,8 +83,18 @@ class Supervisor:
         if self.kept:
             # What is served from now on is the committed version, not the staged one.
             self.spec = json.loads(self.spec_path.read_text())
+            self._end_when_forgotten()
             return
         os.kill(os.getpid(), signal.SIGTERM)
+
+    def _end_when_forgotten(self) -> None:
+        # Without its state file nobody could find this deployment, or end it.
+        state, missing = Path(self.spec["state"]), 0
+        while missing < FORGOTTEN and not self.ending.wait(1):
+            missing = 0 if state.exists() else missing + 1
+        if missing:
+            print(f"{state} is gone; so nobody owns this deployment, and it ends", flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.ending.set()

@@ -68,7 +68,12 @@ class Verb:
 
 MODEL = Argument("model", "the fitted model: a variable in a notebook, a .pkl or .joblib file in a shell", Kind.MODEL)
 NAME = Argument("name", "the deployment", Kind.DEPLOYMENT)
-NEW_NAME = Argument("--name", "of the deployment; by default the variable's or file's own", Kind.DEPLOYMENT)
+NEW_NAME = Argument(
+    "--name",
+    "of the deployment: lower-case letters, digits, '.', '_', '-', a letter or digit first and last; "
+    "by default the variable's or file's own",
+    Kind.DEPLOYMENT,
+)
 DATA = Argument("--data", "the training inputs: a variable, or a .parquet or .csv file", Kind.FRAME, "X", required=True)
 TARGET = Argument("--target", "the true outcomes: a variable or file, or a column of --data", Kind.LABELS, "y")
 VERSION = Argument("version", "for example v2; by default the live one", Kind.VERSION)

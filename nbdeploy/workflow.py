@@ -13,7 +13,7 @@ import pandas as pd
 
 from nbdeploy import bento, client, deployment, model_store, prediction_log, rehearsal, routing
 from nbdeploy.deployment import Deployment
-from nbdeploy.errors import DriftError, NbdeployError, NotFound
+from nbdeploy.errors import DriftError, GateError, InputError, NbdeployError, NotFound
 from nbdeploy.home import check_name, folder, lock, reports_folder, template, write_atomic
 from nbdeploy.model_store import ModelVersion
 from nbdeploy.progress import steps
@@ -70,7 +70,7 @@ def serve(name: str, version: str | None = None, *, port: int | None = None, pro
     """
     check_name(name)
     with lock("serve", name):
-        wanted = model_store.get(name, version or routing.live(name))
+        wanted = model_store.get(name, version or _live(name))
         if (running := deployment.find(name)) is not None:
             if version not in (None, running.version) or (port is not None and port != running.port):
                 msg = f"{name!r} is running already: {running.version} on port {running.port}"
@@ -80,8 +80,9 @@ def serve(name: str, version: str | None = None, *, port: int | None = None, pro
             steps("serve", ["start"], progress) as step,
             deployment.launch(wanted, port=port, on_wait=step) as keep,
         ):
+            routing.go_live(name, wanted.version, "served")
             started = keep(wanted)
-    routing.go_live(name, wanted.version, "served")
+    bento.build_in_background(wanted)  # which an interrupt may have prevented when it was saved
     return started
 
 
@@ -101,8 +102,13 @@ def deploy(
     check_name(name)
     with lock("serve", name):
         running = deployment.find(name)
-        if running is None and routing.live(name) is None:
+        if running is None and _live(name) is None:
             return _save_and_serve(model, name, X, y, port=port, progress=progress)
+    if running is None:
+        deployment.check_port(name, port)
+    elif port not in (None, running.port):
+        msg = f"{name!r} is running already on port {running.port}"
+        raise NbdeployError(msg, "Leave --port out, or stop it first.")
     save(model, name, X, y, progress=progress)
     return running or serve(name, port=port, progress=progress)
 
@@ -115,8 +121,8 @@ def _save_and_serve(model: Any, name: str, X: Any, y: Any, *, port: int | None, 
             with deployment.launch(staged, port=port, on_wait=step) as keep:
                 step("commit")
                 version = model_store.commit(staged)
+                routing.go_live(name, version.version, "first release")
                 started = keep(version)
-    routing.go_live(name, version.version, "first release")
     bento.build_in_background(version)
     return started
 
@@ -212,11 +218,15 @@ def validate(
         msg = f"{name!r} is running {service.version}, not {subject.version}"
         raise NbdeployError(msg, f"Serve it first: %deploy stop {name}, then %deploy serve {name} {subject.version}.")
     chosen = Path(notebook).expanduser() if notebook is not None else template("validate.ipynb")
-    own = {"name": name, "version": subject.version, "url": service.url}
-    if data is not None:
-        own |= {"data": _labelled_file(name, data), "target": target or subject.signature.target}
+    if target and data is None:
+        msg = f"target={target!r} names a column of data, and there is no data"
+        raise GateError(msg, "Pass data= too (--data).")
     declared = gate.declared_names(chosen)
-    values = {**{key: value for key, value in own.items() if key in declared}, **(parameters or {})}
+    own = {"name": name, "version": subject.version, "url": service.url}
+    values: dict[str, Any] = {key: value for key, value in own.items() if key in declared}
+    if data is not None:
+        values |= {"data": _labelled_file(name, data), "target": target or subject.signature.target}
+    values |= parameters or {}
     about: Any = {
         "deployment": name, "version": subject.version, "digest": subject.digest, "timeout": timeout,
         "copies": reports_folder(name),
@@ -247,8 +257,11 @@ def drift(
     NotFound
     """
     _known(name)
-    live = routing.live(name) or model_store.get(name).version
-    subject = model_store.get(name, live)
+    if max_rows < 1:
+        msg = f"a report on {max_rows} rows has nothing to compare"
+        raise DriftError(msg, "Give max_rows=1 or more.")
+    subject = model_store.get(name, _live(name))
+    live = subject.version
     log = predictions(name, since, until)
     signature = subject.signature
     version_column = prediction_log.own_column("version", signature.names)
@@ -286,10 +299,11 @@ def status(name: str | None = None) -> pd.DataFrame:
     if name is not None:
         _known(name)
     rows = []
-    for known in [name] if name is not None else model_store.names():
+    everyone = {*model_store.names(), *(running.name for running in deployment.running_deployments())}
+    for known in [name] if name is not None else sorted(everyone):
         running = deployment.find(known)
         saved = model_store.versions(known)
-        live = routing.live(known)
+        live = _live(known)
         rows.append(
             {
                 "name": known,
@@ -313,7 +327,6 @@ def logs(name: str, lines: int = 50) -> str:
 
 def stop(name: str) -> Deployment:
     """End the service of `name` and every process of it; what is saved and logged stays."""
-    _known(name)
     stopped = deployment.stop(name)
     bento.wait(name)
     return stopped
@@ -323,8 +336,14 @@ def stop(name: str) -> Deployment:
 
 
 def _known(name: str) -> None:
-    if not model_store.versions(name):
+    if not (model_store.versions(name) or deployment.find(name) or prediction_log.size(name)):
         model_store.get(name)  # raises, with the closest name
+
+
+def _live(name: str) -> str | None:
+    """The live version, unless it was deleted."""
+    live = routing.live(name)
+    return live if live in {version.version for version in model_store.versions(name)} else None
 
 
 def _labelled_file(name: str, data: Any) -> str:
@@ -334,6 +353,9 @@ def _labelled_file(name: str, data: Any) -> str:
         path = folder("gates", name) / f"labelled-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
         write_atomic(path, content)
         return str(path)
+    if not isinstance(data, (str, Path)):
+        msg = f"data is a {type(data).__name__}"
+        raise InputError(msg, hint="Pass a frame or the path of a .parquet file.")
     path = Path(data).expanduser().absolute()
     if not path.is_file():
         msg = f"there is no file {data!s}"

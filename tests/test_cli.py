@@ -100,6 +100,13 @@ def test_an_error_is_one_line_and_a_code(words, code, says, capsys):
     assert captured.out == ""
 
 
+def test_a_home_that_cannot_be_made_is_one_line(monkeypatch, capsys):
+    monkeypatch.setenv("NBDEPLOY_HOME", "/proc/nbdeploy")
+
+    assert main(["status"]) == 1
+    assert capsys.readouterr().err.startswith("nbdeploy: the folder /proc/nbdeploy cannot be made")
+
+
 def test_errors_are_json_too(capsys):
     assert main(["--json", "serve", "nothing"]) == 1
 

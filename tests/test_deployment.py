@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import psutil
 import pytest
 
 import nbdeploy
-from nbdeploy import deployment, home, model_store, processes
+from nbdeploy import bento, deployment, home, model_store, processes
 
 
 class Constant:
@@ -293,10 +294,112 @@ def test_a_request_in_flight_is_answered_before_the_service_ends():
     assert answers[0].json()["predictions"] == [5]
 
 
+def test_a_home_named_by_a_relative_path_is_one_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NBDEPLOY_HOME", "mine")
+    monkeypatch.setenv("BENTOML_HOME", "bento")
+    nbdeploy.deploy(Constant(7), "seven", X)
+    try:
+        nbdeploy.predict("seven", X)
+
+        assert len(nbdeploy.predictions("seven")) == 2
+        assert not list((tmp_path / "mine" / "run").rglob("predictions"))
+    finally:
+        nbdeploy.stop("seven")
+        bento.wait("seven")
+    assert (tmp_path / "bento" / "bentos" / "seven" / "v1").is_dir()
+
+
+def test_a_service_whose_version_was_deleted_can_be_seen_and_stopped():
+    service = nbdeploy.deploy(Constant(7), "seven", X)
+    nbdeploy.predict("seven", X)
+    shutil.rmtree(home.bentoml_home() / "models" / "seven")
+
+    assert nbdeploy.status().loc["seven", "state"] == "live"
+    assert len(nbdeploy.predictions("seven")) == 2
+    nbdeploy.stop("seven")
+    assert not service.alive
+
+
+def test_a_live_version_that_was_deleted_is_no_obstacle():
+    nbdeploy.deploy(Constant(1), "number", X)
+    nbdeploy.stop("number")
+    shutil.rmtree(home.bentoml_home() / "models" / "number" / "v1")
+
+    service = nbdeploy.deploy(Constant(2), "number", X)
+
+    assert service.version == "v2"
+    assert nbdeploy.predict("number", X)["prediction"].tolist() == [2, 2]
+
+
+def test_a_busy_port_is_found_out_before_anything_is_saved():
+    nbdeploy.deploy(Constant(1), "number", X)
+    with pytest.raises(nbdeploy.NbdeployError, match="running already"):
+        nbdeploy.deploy(Constant(2), "number", X, port=1)
+    nbdeploy.stop("number")
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(nbdeploy.PortBusy):
+        nbdeploy.deploy(Constant(2), "number", X, port=other.getsockname()[1])
+
+    assert [version.version for version in nbdeploy.versions("number")] == ["v1"]
+
+
+def test_a_user_without_a_name_can_deploy(monkeypatch):
+    monkeypatch.setattr(processes.getpass, "getuser", _nobody)
+
+    assert nbdeploy.deploy(Constant(1), "number", X).state == "live"
+    assert model_store.get("number").provenance["user"] == f"uid {os.getuid()}"
+
+
+def _nobody():
+    msg = "getpwuid(): uid not found"
+    raise KeyError(msg)
+
+
+def test_a_service_whose_state_is_gone_ends_by_itself():
+    service = nbdeploy.deploy(Constant(1), "number", X)
+    family = everyone(service)
+
+    shutil.rmtree(home.home() / "deployments")
+
+    until(lambda: not [process for process in family if process.is_running()], 15)
+
+
+@pytest.mark.parametrize("name", ["none", "true", "class", "1-2", "a.b_c"])
+def test_any_name_makes_a_service(name):
+    assert nbdeploy.deploy(Constant(1), name, X).state == "live"
+
+
+def test_a_bento_whose_build_was_killed_is_built_at_the_next_start():
+    version = nbdeploy.save(Constant(1), "number", X)
+    facts = home.read_json(home.home() / "run" / "number" / "bento-v1.json")
+    os.kill(facts["pid"], signal.SIGKILL)
+    until(lambda: not processes.started(facts["pid"]))
+    assert not (home.bentoml_home() / "bentos" / "number").exists()
+
+    nbdeploy.serve("number")
+    nbdeploy.stop("number")
+
+    assert (home.bentoml_home() / "bentos" / "number" / version.version).is_dir()
+
+
+def test_what_lies_about_in_the_home_takes_nothing_down():
+    nbdeploy.save(Constant(1), "good", X)
+    nbdeploy.save(Constant(1), "broken", X)
+    (home.home() / "versions" / ".DS_Store").touch()
+    (home.home() / "versions" / "broken" / "v1.json").write_text("{")
+
+    assert list(nbdeploy.status().index) == ["good"]
+    with pytest.raises(nbdeploy.NbdeployError, match="not readable as JSON"):
+        nbdeploy.versions("broken")
+
+
+def test_a_number_of_lines_below_one_is_one_line():
+    with pytest.raises(nbdeploy.NbdeployError, match="1 or more"):
+        nbdeploy.logs("number", lines=0)
+
+
 @pytest.mark.slow
 def test_bentoml_serves_the_bento_with_no_state_of_ours(tmp_path):
-    from nbdeploy import bento
-
     version = nbdeploy.save(Constant(7), "seven", X)
     bento.wait("seven")
     with socket.create_server(("127.0.0.1", 0)) as probe:
