@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import orjson
 import pandas as pd
 
 from nbdeploy.errors import RehearsalError, SaveError
-from nbdeploy.signature import Signature, Task, infer_columns, jsonable
+from nbdeploy.signature import Signature, Task, infer_columns, jsonable, restore_missing
 
 MAX_REFERENCE_ROWS = 10_000
 TOLERANCE = 1e-9  # relative; classes, strings and integers must match exactly
+# Other batch sizes add up in another order; what JSON breaks is far further off than this.
+JSON_TOLERANCE, JSON_TOLERANCE_SINGLE = 1e-6, 1e-3
+JSON_ROWS = 200
 MODEL, SIGNATURE, REFERENCE = "model.pkl", "signature.json", "reference.parquet"
 EXPECTED, LABELS, PROVENANCE, SERVICE = "expected.parquet", "labels.parquet", "provenance.json", "service.py"
 BENTOML_FILE = "model.yaml"  # BentoML's, and it names the digest: not part of it
@@ -27,7 +31,10 @@ BENTOML_FILE = "model.yaml"  # BentoML's, and it names the digest: not part of i
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in this process together with what it takes."""
+    """A model in this process together with what it takes.
+
+    The model gets a copy of the rows at each call: what it changes in place stays its own.
+    """
 
     model: Any
     signature: Signature
@@ -47,7 +54,7 @@ class LoadedModel:
         return outputs_frame(self.predict(frame), self.probabilities(frame), self.signature.classes)
 
     def _handed(self, frame: pd.DataFrame) -> Any:
-        return frame.to_numpy() if self.signature.container == "array" else frame
+        return _own_copy(frame, self.signature.container)
 
 
 def outputs_frame(predictions: Any, probabilities: Any = None, classes: tuple[Any, ...] | None = None) -> pd.DataFrame:
@@ -77,17 +84,19 @@ def write(folder: Path, model: Any, X: Any, y: Any, provenance: Mapping[str, Any
     rows = sample_rows(len(frame))
     reference = frame.iloc[rows].reset_index(drop=True)
     labels = _labels(y, len(frame), rows)
-    handed = reference.to_numpy() if container == "array" else reference
+    count = len(reference)
     try:
-        predictions = _rows_of(model.predict(handed), len(reference), "predict")
+        predictions = _rows_of(model.predict(_own_copy(reference, container)), count, "predict")
         classes = _classes(model)
-        scores = None if classes is None else _rows_of(model.predict_proba(handed), len(reference), "predict_proba")
+        scores = None
+        if classes is not None:
+            scores = _rows_of(model.predict_proba(_own_copy(reference, container)), count, "predict_proba")
+        expected = outputs_frame(predictions, scores, classes)
     except SaveError:
         raise
     except Exception as error:
         msg = f"the model cannot predict the rows of X: {type(error).__name__}: {error}"
         raise SaveError(msg, "Pass the frame that it was fitted on.", traceback.format_exc()) from error
-    expected = outputs_frame(predictions, scores, classes)
     signature = Signature(
         columns=columns,
         container=container,
@@ -98,12 +107,18 @@ def write(folder: Path, model: Any, X: Any, y: Any, provenance: Mapping[str, Any
         target=str(labels.name) if labels is not None else "",
     )
     _pickle(model, folder / MODEL)
-    reference.to_parquet(folder / REFERENCE, index=False)
-    expected.to_parquet(folder / EXPECTED, index=False)
+    stored = reference.set_axis(signature.names, axis=1)
+    stored.attrs = {}  # may hold anything, and Parquet would want it as JSON
+    _store(stored, folder / REFERENCE, "the rows of X")
+    _store(expected, folder / EXPECTED, "the model's predictions")
     if labels is not None:
-        labels.to_frame("label").to_parquet(folder / LABELS, index=False)
+        _store(labels.to_frame("label"), folder / LABELS, "the labels")
     facts = {**provenance, "rows": len(frame), "reference_rows": len(reference), "columns": len(columns)}
-    (folder / SIGNATURE).write_text(json.dumps(signature.to_dict(), indent=1))
+    try:
+        (folder / SIGNATURE).write_text(json.dumps(signature.to_dict(), indent=1))
+    except TypeError as error:
+        msg = f"what the model takes and gives cannot be written as JSON: {error}"
+        raise SaveError(msg, "Are its classes_ numbers or strings?") from error
     (folder / PROVENANCE).write_text(json.dumps(facts, indent=1))
     return signature
 
@@ -129,11 +144,14 @@ def read_signature(folder: Path) -> Signature:
 
 
 def read_reference(folder: Path, signature: Signature) -> pd.DataFrame:
-    """The reference sample with the dtypes of the training frame."""
+    """The reference sample with the labels, dtypes and missing values of the training frame."""
     frame = read_frame(folder / REFERENCE)
+    frame.columns = pd.Index([column.label for column in signature.columns])
     for column in signature.columns:
         if str(frame[column.label].dtype) != column.dtype:
             frame[column.label] = frame[column.label].astype(column.dtype)
+        if column.missing:
+            frame[column.label] = restore_missing(frame[column.label], column)
     return frame
 
 
@@ -178,10 +196,12 @@ def load(folder: Path, files: Mapping[str, str] | None) -> LoadedModel:
 def rehearse(folder: Path, files: Mapping[str, str] | None, rows: int | None = None) -> LoadedModel:
     """Load a version and reproduce its expected outputs on the first `rows` of the sample (all by default).
 
+    Its first rows, one alone and up to 200 together, go through JSON as a request's do.
+
     Raises
     ------
     RehearsalError
-        It cannot be loaded here, or answers otherwise than the kernel did.
+        It cannot be loaded here, or answers otherwise than the kernel did, or cannot answer what came as JSON.
     """
     try:
         loaded = load(folder, files)
@@ -211,7 +231,41 @@ def rehearse(folder: Path, files: Mapping[str, str] | None, rows: int | None = N
             msg_0,
             "Fix its random_state, or take out what depends on the notebook's state.",
         )
+    for count in sorted({1, min(JSON_ROWS, len(reference))}):
+        _rehearse_json(loaded, reference.head(count), expected.head(count))
     return loaded
+
+
+def _rehearse_json(loaded: LoadedModel, rows: pd.DataFrame, expected: pd.DataFrame) -> None:
+    """One request of `rows` as the service would answer it."""
+    signature = loaded.signature
+    several = "one row" if len(rows) == 1 else f"{len(rows)} rows"
+    about = f"the model fails on {several} that came as JSON"
+    try:
+        asked = signature.encode(rows)
+        # orjson has no Infinity.
+        again = json.loads(json.dumps(asked)) if signature.nonfinite else orjson.loads(orjson.dumps(asked))
+        frame = signature.decode(again)
+        predictions, scores = loaded.predict(frame), loaded.probabilities(frame)
+    except Exception as error:
+        msg = f"{about}: {type(error).__name__}: {error}"
+        raise RehearsalError(
+            msg, "In a service it would answer no such request; see error.details.", traceback.format_exc()
+        ) from error
+    try:
+        orjson.dumps([jsonable(predictions), None if scores is None else scores.tolist()])
+    except (TypeError, ValueError) as error:
+        msg = f"{about}: its predictions cannot be sent: {error}"
+        raise RehearsalError(msg, "Let predict return numbers, strings, booleans or datetimes.") from error
+    single = any(dtype.kind == "f" and dtype.itemsize < 8 for dtype in _numpy_dtypes(expected))
+    tolerance = JSON_TOLERANCE_SINGLE if single else JSON_TOLERANCE
+    if difference := first_difference(expected, outputs_frame(predictions, scores, signature.classes), tolerance):
+        msg = f"{about}: it answers otherwise: {difference}"
+        raise RehearsalError(msg, "Its answer to a row must not depend on the other rows, or on how rows arrive.")
+
+
+def _numpy_dtypes(frame: pd.DataFrame) -> list[np.dtype[Any]]:
+    return [dtype for dtype in frame.dtypes if isinstance(dtype, np.dtype)]
 
 
 def first_difference(expected: pd.DataFrame, outputs: pd.DataFrame, tolerance: float = TOLERANCE) -> str:
@@ -286,10 +340,14 @@ def _where_defined(message: str) -> str:
 def _labels(y: Any, length: int, rows: np.ndarray[Any, Any]) -> pd.Series | None:
     if y is None:
         return None
-    name = getattr(y, "name", None)
-    series = y.iloc[:, 0] if isinstance(y, pd.DataFrame) and y.shape[1] == 1 else pd.Series(np.asarray(y), name=name)
-    if isinstance(y, pd.DataFrame):
-        name = y.columns[0]
+    name = y.columns[0] if isinstance(y, pd.DataFrame) and len(y.columns) else getattr(y, "name", None)
+    values = np.asarray(y)
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1:
+        msg = f"y has the shape {values.shape}"
+        raise SaveError(msg, "Pass one column of labels, or none: y is only for measuring the model.")
+    series = pd.Series(values)
     if len(series) != length:
         msg = f"y has {len(series)} rows and X has {length}"
         raise SaveError(msg, "Pass the labels of the same rows.")
@@ -300,7 +358,10 @@ def _classes(model: Any) -> tuple[Any, ...] | None:
     if not callable(getattr(model, "predict_proba", None)):
         return None
     classes = getattr(model, "classes_", None)
-    return None if classes is None else tuple(np.asarray(classes).tolist())
+    # A model with several outputs has a list of arrays here, and a list of probabilities: no one class per row.
+    if classes is None or any(map(np.ndim, classes)):
+        return None
+    return tuple(np.asarray(classes).tolist())
 
 
 def _task(model: Any, predictions: Any, classes: Any, labels: pd.Series | None) -> Task:
@@ -321,6 +382,18 @@ def _rows_of(outputs: Any, count: int, method: str) -> np.ndarray[Any, Any]:
         msg = f"the model's {method} answers {count} rows with {got}"
         raise SaveError(msg, "It must give one answer per row.")
     return values
+
+
+def _own_copy(frame: pd.DataFrame, container: str) -> Any:
+    return frame.to_numpy(copy=True) if container == "array" else frame.copy()
+
+
+def _store(frame: pd.DataFrame, path: Path, what: str) -> None:
+    try:
+        frame.to_parquet(path, index=False)
+    except Exception as error:  # pyarrow's errors have no common root
+        msg = f"{what} cannot be stored: {type(error).__name__}: {error}"
+        raise SaveError(msg, "Use plain numbers, strings, booleans or datetimes.", traceback.format_exc()) from error
 
 
 def _pickle(model: Any, path: Path) -> None:
@@ -361,9 +434,16 @@ def _sha256_of(file: IO[bytes]) -> str:
 
 
 def _same(want: Any, got: Any) -> bool:
-    if isinstance(want, np.ndarray) or isinstance(got, np.ndarray):
-        a, b = np.asarray(want), np.asarray(got)
-        return a.shape == b.shape and bool(np.all(np.isclose(a, b) if a.dtype.kind == "f" else a == b))
+    if isinstance(want, (np.ndarray, list)) or isinstance(got, (np.ndarray, list)):
+        if not isinstance(want, (np.ndarray, list)) or not isinstance(got, (np.ndarray, list)) or len(want) != len(got):
+            return False
+        try:
+            a, b = np.asarray(want), np.asarray(got)
+        except ValueError:  # lists of different lengths
+            return all(map(_same, want, got))
+        if a.dtype.kind == "f" and b.dtype.kind in "fiu":
+            return a.shape == b.shape and bool(np.isclose(b, a, equal_nan=True).all())
+        return all(map(_same, want, got))  # Parquet gives nested lists back as arrays of arrays
     return bool(want == got) or (want != want and got != got)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from typing import Any
 
 import httpx
+import numpy as np
 import orjson
 import pandas as pd
 
@@ -14,6 +17,7 @@ from nbdeploy.errors import InputError, ServiceError
 from nbdeploy.signature import Signature
 
 CHUNK_ROWS = 5_000
+CHUNK_CELLS = 200_000
 TIMEOUT = 60.0
 
 
@@ -28,9 +32,9 @@ def predict(url: str, name: str, X: Any, *, proba: bool = False) -> pd.DataFrame
             msg = f"there is no row to ask {name!r} about"
             raise InputError(msg)
         parts = []
-        for start in range(0, len(frame), CHUNK_ROWS):
-            chunk = frame.iloc[start : start + CHUNK_ROWS]
-            parts.append(_ask(http, name, signature, chunk, start=start, proba=proba))
+        rows = max(1, min(CHUNK_ROWS, CHUNK_CELLS // max(1, frame.shape[1])))
+        for start in range(0, len(frame), rows):
+            parts += _ask(http, name, signature, frame.iloc[start : start + rows], start=start, proba=proba)
     answers = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
     return answers.set_axis(frame.index)
 
@@ -48,22 +52,68 @@ def _connect(url: str) -> httpx.Client:
     return httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=False, headers=headers)
 
 
+class _TooLarge(InputError):
+    """A body beyond the service's limit."""
+
+
 def _ask(
     http: httpx.Client, name: str, signature: Signature, chunk: pd.DataFrame, *, start: int, proba: bool
-) -> pd.DataFrame:
-    body = orjson.dumps(signature.encode(chunk))
-    answer = _json(
-        name,
-        lambda: http.post(
-            "/predict", params={"proba": "true"} if proba else {}, content=body,
-            headers={"Content-Type": "application/json"},
-        ),
-        start,
-    )  # fmt: skip
+) -> list[pd.DataFrame]:
+    body = _body(signature, chunk)
+    try:
+        answer = _json(
+            name,
+            lambda: http.post(
+                "/predict", params={"proba": "true"} if proba else {}, content=body,
+                headers={"Content-Type": "application/json"},
+            ),
+            start,
+        )  # fmt: skip
+    except _TooLarge:
+        if len(chunk) == 1:
+            raise
+        half = len(chunk) // 2
+        return [
+            *_ask(http, name, signature, chunk.iloc[:half], start=start, proba=proba),
+            *_ask(http, name, signature, chunk.iloc[half:], start=start + half, proba=proba),
+        ]
+    return [_answers(answer, signature)]
+
+
+def _body(signature: Signature, chunk: pd.DataFrame) -> bytes:
+    payload = signature.encode(chunk)
+    try:
+        # orjson would write Infinity as null. As it is, the service takes it or names its column.
+        return json.dumps(payload).encode() if _holds_infinity(chunk) else orjson.dumps(payload)
+    except (TypeError, ValueError) as error:
+        msg = f"these rows cannot travel as JSON: {error}"
+        raise InputError(msg) from error
+
+
+def _holds_infinity(frame: pd.DataFrame) -> bool:
+    return any(_infinite(frame.iloc[:, i]) for i in range(frame.shape[1]))
+
+
+def _infinite(column: pd.Series) -> bool:
+    if pd.api.types.is_float_dtype(column.dtype):
+        return bool(np.isinf(column.to_numpy(dtype="float64", na_value=math.nan)).any())
+    values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
+    if values.dtype.kind not in "fO":
+        return False
+    return any(isinstance(value, (float, np.floating)) and math.isinf(value) for value in values.tolist())
+
+
+def _answers(answer: dict[str, Any], signature: Signature) -> pd.DataFrame:
+    predictions = answer["predictions"]
+    several = any(isinstance(value, list) for value in predictions)
     outputs = outputs_frame(
-        answer["predictions"], answer.get("probabilities"), tuple(answer.get("classes", ())) or None
+        range(len(predictions)) if several else predictions,
+        answer.get("probabilities"),
+        tuple(answer.get("classes", ())) or None,
     )
-    if signature.output != "object" and outputs["prediction"].notna().all():
+    if several:  # more than one value per row, maybe not as many in each
+        outputs["prediction"] = pd.Series(predictions, dtype=object)
+    elif signature.output != "object" and outputs["prediction"].notna().all():
         outputs["prediction"] = outputs["prediction"].astype(signature.output)
     return outputs.assign(prediction_id=answer["prediction_ids"], version=answer["version"])
 
@@ -84,13 +134,23 @@ def _json(name: str, send: Any, start: int) -> dict[str, Any]:
         raise ServiceError(msg, "Is this the URL of a deployment?") from error
     if response.status_code == httpx.codes.OK:
         return answer
-    problems = [{**p, "row": p["row"] + start} if p.get("row") is not None else p for p in answer.get("problems", [])]
     if 400 <= response.status_code < 500:
-        msg_0 = f"{name!r} refused: {answer.get('error')}"
-        raise InputError(msg_0, problems, problems[0]["hint"] if problems else "")
+        raise _refused(name, response.status_code, answer, start)
     msg_0 = f"{name!r} failed with status {response.status_code}: {answer.get('error')}"
     raise ServiceError(msg_0,
                        f"See %deploy logs {name}.")  # fmt: skip
+
+
+def _refused(name: str, status: int, answer: dict[str, Any], start: int) -> InputError:
+    said, problems = str(answer.get("error")), answer.get("problems", [])
+    hint = problems[0].get("hint", "") if problems else ""
+    if hint:  # part of what the service says, and of what this error will say
+        said = said.removesuffix(hint).rstrip()
+    if start and problems and (row := problems[0].get("row")) is not None:
+        said = said.replace(f"row {row}, ", f"row {row + start}, ", 1)
+    problems = [{**p, "row": p["row"] + start} if p.get("row") is not None else p for p in problems]
+    kind = _TooLarge if status == httpx.codes.REQUEST_ENTITY_TOO_LARGE else InputError
+    return kind(f"{name!r} refused: {said}", problems, hint)
 
 
 def _frame(X: Any, signature: Signature) -> pd.DataFrame:
@@ -102,4 +162,11 @@ def _frame(X: Any, signature: Signature) -> pd.DataFrame:
         return pd.DataFrame([X])
     if isinstance(X, list) and X and isinstance(X[0], dict):
         return pd.DataFrame(X)
-    return pd.DataFrame(X, columns=[column.label for column in signature.columns])
+    width = len(signature.columns)
+    try:
+        return pd.DataFrame(X, columns=[column.label for column in signature.columns])
+    except (ValueError, TypeError) as error:
+        shape = getattr(X, "shape", None)
+        got = f"a {type(X).__name__}" + (f" of shape {shape}" if shape is not None else "")
+        msg = f"expected rows of {width} values, got {got}"
+        raise InputError(msg, hint="Pass a DataFrame, or an array with one column per input.") from error

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
@@ -172,7 +172,7 @@ class GateRun:
             parameters=job.parameters,
             copy=job.copies and job.copies / f"validate-{job.version}-{name}",
         )
-        _keep(result, recording, job.path)
+        result = _keep(result, recording, job.path)
         if not (recording.ready or recording.timed_out or recording.cancelled):
             msg = f"The kernel for {job.path.name} did not start: {why}"
             raise GateError(msg, details=recording.stderr)
@@ -312,20 +312,35 @@ def _declared(notebook: dict[str, Any]) -> dict[str, Declared]:
     return declared(next(tagged, ""))
 
 
-def _keep(result: GateResult, recording: Recording, path: Path) -> None:
-    """Write the evidence: the executed notebook, then the result that points to it."""
+def _keep(result: GateResult, recording: Recording, path: Path) -> GateResult:
+    """Write the evidence: the executed notebook, then the result that points to it. Its copy is only a comfort."""
     import nbformat
 
     recording.notebook.metadata.papermill.update(input_path=str(path), output_path=str(result.notebook))
+    executed = nbformat.writes(recording.notebook).encode(errors="replace")
+    failing = result.notebook
     try:
-        home.write_atomic(result.notebook, nbformat.writes(recording.notebook).encode(errors="replace"))
-        home.write_json(result.notebook.with_suffix(".json"), result.to_dict())
-        if result.copy is not None:
-            result.copy.parent.mkdir(parents=True, exist_ok=True)
-            home.write_atomic(result.copy, result.notebook.read_bytes())
+        home.write_atomic(failing, executed)
+        result = _copied(result, executed)
+        failing = result.notebook.with_suffix(".json")
+        home.write_json(failing, result.to_dict())
     except OSError as error:
-        msg = f"The evidence of this gate could not be written to {result.notebook}: {error.strerror}"
+        msg = f"The evidence of this gate could not be written to {failing}: {error.strerror or error}"
         raise GateError(msg, "Without evidence there is no verdict; make room and run it again.") from error
+    return result
+
+
+def _copied(result: GateResult, executed: bytes) -> GateResult:
+    if result.copy is None:
+        return result
+    try:
+        result.copy.parent.mkdir(parents=True, exist_ok=True)
+        home.write_atomic(result.copy, executed)
+    except OSError as error:
+        log = logging.getLogger("nbdeploy.gate")
+        log.warning("The executed notebook could not be copied to %s: %s", result.copy, error.strerror or error)
+        return replace(result, copy=None)
+    return result
 
 
 def _reason(recording: Recording, timeout: float) -> str:

@@ -35,14 +35,17 @@ def fields(signature: Signature) -> list[dict[str, Any]]:
 def texts(signature: Signature) -> list[str]:
     """The example row as it stands in the fields."""
     example = signature.example or {}
-    return [_text(example.get(column.name))[:MAX_VALUE] for column in signature.columns[:MAX_FIELDS]]
+    return [_text(example.get(column.name)) for column in signature.columns[:MAX_FIELDS]]
 
 
 def record(signature: Signature, typed: Sequence[str]) -> dict[str, Any]:
     """The row to ask about. What does not fit its column is sent as it was typed: the service says what is wrong."""
-    row = dict(signature.example or {})
-    shown = zip(signature.columns, typed, strict=False)
-    return {**{name: row.get(name) for name in signature.names}, **{c.name: _value(c, text) for c, text in shown}}
+    example = dict(signature.example or {})
+    row = {name: example.get(name) for name in signature.names}
+    for column, text in zip(signature.columns[:MAX_FIELDS], typed, strict=False):
+        if column.name not in example or text not in _as_shown(example[column.name]):  # else nobody changed it
+            row[column.name] = _value(column, text)
+    return row
 
 
 def answer(signature: Signature, answered: pd.DataFrame) -> tuple[str, str]:
@@ -92,7 +95,13 @@ def _text(value: Any) -> str:
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
-    return f"{value:g}" if isinstance(value, float) and value == round(value, 4) and abs(value) < 1e5 else str(value)
+    return str(value).removesuffix(".0")
+
+
+def _as_shown(value: Any) -> tuple[str, str]:
+    # A field of one line drops line breaks.
+    text = _text(value)
+    return text, text.replace("\r", "").replace("\n", "")
 
 
 def _choices(column: Column) -> list[str] | None:

@@ -13,26 +13,32 @@ import os
 import signal
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import orjson
+import pandas as pd
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
 
 from nbdeploy import artifact, prediction_log
-from nbdeploy.errors import InputError, NbdeployError, ServiceError
+from nbdeploy.errors import InputError, NbdeployError, RehearsalError, ServiceError
 from nbdeploy.home import read_json, write_json
 from nbdeploy.serving_docs import index_page, openapi
 from nbdeploy.serving_metrics import Metrics
-from nbdeploy.signature import Signature, jsonable, problem
+from nbdeploy.signature import Signature, jsonable, problem, refusal
 
 SPEC = "NBDEPLOY_SPEC"  # the file that tells a worker what to serve; without it, the version stands in its Bento
 MAX_BODY_BYTES = 64 << 20
+INLINE_BYTES = 16 << 10  # a larger body is parsed in a thread, so that it holds nobody up
 WARM_ROWS = 200
 GATE_HEADER = "x-nbdeploy-purpose"  # "gate": answered and logged as any request, but no user's question
 
@@ -66,13 +72,20 @@ class Predictor:
         spec = read_json(Path(os.environ[SPEC])) if os.environ.get(SPEC) else _bento_spec(self.tag)
         if parent := spec.get("supervisor"):
             threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
-        self.name, self.version = spec["name"], spec["version"]
         try:
-            self.model = artifact.rehearse(Path(spec["path"]), spec["files"], spec.get("rows", WARM_ROWS))
+            self._start(spec)
         except NbdeployError as error:
-            if spec.get("outcome"):
-                write_json(Path(spec["outcome"]), error.to_dict() | {"message": error.message, "hint": error.hint})
+            _tell(spec, error)
             raise
+        except Exception as error:
+            # Without this the starter would only see the web server's last words.
+            message = f"the service cannot start: {type(error).__name__}: {error}"
+            _tell(spec, RehearsalError(message, "See error.details.", traceback.format_exc()))
+            raise
+
+    def _start(self, spec: dict[str, Any]) -> None:
+        self.name, self.version = spec["name"], spec["version"]
+        self.model = artifact.rehearse(Path(spec["path"]), spec["files"], spec.get("rows", WARM_ROWS))
         self.signature: Signature = self.model.signature
         self.log = prediction_log.LogWriter(self.name)
         self.metrics = Metrics(self.version, self.log)
@@ -80,48 +93,72 @@ class Predictor:
         self._one = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.app.state.predictor = self
 
-    def answer(self, body: bytes, *, proba: bool, gate: bool = False) -> bytes:
-        """The answer to one ``/predict`` body, in the log before it is returned.
+    def decode(self, body: bytes) -> pd.DataFrame:
+        """The rows of one ``/predict`` body.
 
         Raises
         ------
         Unreadable
             The body is not JSON.
         InputError
-            The rows do not fit the signature, or hold what the model was never taught and cannot answer.
+            The rows do not fit the signature.
         """
-        frame = self.signature.decode(parse_json(body))
-        try:
-            predictions = self.model.predict(frame)
-            probabilities = self.model.probabilities(frame) if proba else None
-        except Exception as error:
-            if news := self.signature.novelties(frame):
-                msg = f"the model cannot answer these rows: {type(error).__name__}: {error}"
-                raise InputError(msg, news) from error
-            raise
-        if proba and probabilities is None:
-            msg = "this model has no probabilities"
-            raise InputError(msg, [problem(None, None, "no 'proba' parameter", "proba=true")])
-        values = jsonable(predictions) if predictions.ndim == 1 else predictions.tolist()
-        scores = None if probabilities is None else probabilities.tolist()
+        payload = parse_json(body)
+        frame = self.signature.decode(payload)
+        refuse_doubled_keys(body, payload, self.signature)
+        return frame
+
+    def answer(self, frame: pd.DataFrame, *, proba: bool, gate: bool = False) -> bytes:
+        """The answer to the rows of one request, in the log before it is returned.
+
+        Raises
+        ------
+        InputError
+            The rows fit the signature, and the model cannot answer them.
+        """
         request = prediction_log.new_request_id()
+        try:
+            values, scores = self._outputs(frame, proba=proba)
+            answer = {
+                "predictions": values,
+                "prediction_ids": prediction_log.prediction_ids(request, len(values)),
+                "version": self.version,
+            }
+            if scores is not None:
+                answer |= {"probabilities": scores, "classes": list(self.signature.classes or ())}
+            body = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+        except Exception as error:
+            if not self._answers_its_example(proba=proba):
+                raise
+            logger.warning("the model cannot answer these rows, and answers its example", exc_info=True)
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+            msg = f"the model cannot answer these rows: {said}"
+            general = problem(None, None, "rows that the model can answer", said)
+            raise InputError(msg, self.signature.novelties(frame) or [general]) from error
         inputs = {column.name: jsonable(frame[column.label]) for column in self.signature.columns}
         self.log.write(self.version, request, inputs, values, scores, gate=gate)
         self.metrics.answered(len(values))
-        answer = {
-            "predictions": values,
-            "prediction_ids": prediction_log.prediction_ids(request, len(values)),
-            "version": self.version,
-        }
-        if scores is not None:
-            answer |= {"probabilities": scores, "classes": list(self.signature.classes or ())}
-        return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+        return body
 
-    async def answer_in_turn(self, body: bytes, *, proba: bool, gate: bool) -> bytes:
+    async def answer_in_turn(self, frame: pd.DataFrame, *, proba: bool, gate: bool) -> bytes:
         """`answer`, on the model's own thread."""
         return await asyncio.get_running_loop().run_in_executor(
-            self._one, lambda: self.answer(body, proba=proba, gate=gate)
+            self._one, lambda: self.answer(frame, proba=proba, gate=gate)
         )
+
+    def _outputs(self, frame: pd.DataFrame, *, proba: bool) -> tuple[list[Any], list[Any] | None]:
+        predictions = self.model.predict(frame)
+        probabilities = self.model.probabilities(frame) if proba else None
+        values = jsonable(predictions) if predictions.ndim == 1 else predictions.tolist()
+        return values, None if probabilities is None else probabilities.tolist()
+
+    def _answers_its_example(self, *, proba: bool) -> bool:
+        """Whether the model still answers a row of its training frame: then other rows are to blame."""
+        try:
+            orjson.dumps(self._outputs(self.signature.decode(self.signature.example), proba=proba))
+        except Exception:  # noqa: BLE001 - whatever it is, the caller logs the failure that matters
+            return False
+        return True
 
 
 def application() -> Starlette:
@@ -134,8 +171,35 @@ def application() -> Starlette:
             Route("/openapi.json", openapi_document, methods=["GET"]),
             Route("/docs.json", openapi_document, methods=["GET"]),
             Route("/", index, methods=["GET"]),
+            Elsewhere("/{path:path}", _nowhere),
         ],
+        exception_handlers={HTTPException: http_error},
     )
+
+
+class Elsewhere(Route):
+    """What no route answers. A partial match, so that every other route, BentoML's own too, comes first."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        # Without the last slash it may be a route: Starlette then redirects.
+        elsewhere = match != Match.NONE and not scope["path"].endswith("/")
+        return (Match.PARTIAL if elsewhere else Match.NONE), child
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (await _nowhere(Request(scope)))(scope, receive, send)
+
+
+async def _nowhere(_request: Request) -> Response:
+    return refuse(404, "there is no such route; see /openapi.json")
+
+
+async def http_error(_request: Request, error: Exception) -> Response:
+    """Starlette's own refusals, as JSON: a method that a route does not have."""
+    assert isinstance(error, HTTPException)
+    response = refuse(error.status_code, str(error.detail))
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def predict(request: Request) -> Response:
@@ -153,14 +217,27 @@ async def _predict(predictor: Predictor, request: Request) -> Response:
         return refuse(415, f"the body must be application/json, not {media[:60] or 'untyped'}")
     wanted = request.query_params.get("proba", "false").lower()
     if wanted not in ("true", "false", "1", "0"):
-        return refuse(422, "proba must be true or false")
+        return refuse(
+            422,
+            "proba must be true or false",
+            [problem(None, None, "proba=true or proba=false", f"proba={wanted[:40]}")],
+        )
+    proba = wanted in ("true", "1")
+    if proba and predictor.signature.classes is None:
+        expected = problem(None, None, "no 'proba' parameter", "proba=true")
+        return refuse(422, "this model has no probabilities", [expected])
     try:
         body = await _bounded_body(request)
     except ServiceError as error:
         return refuse(413, str(error))
     try:
         gate = request.headers.get(GATE_HEADER, "") == "gate"
-        answer = await predictor.answer_in_turn(body, proba=wanted in ("true", "1"), gate=gate)
+        # Only the model waits for its turn: what cannot be answered is refused while it works.
+        if len(body) <= INLINE_BYTES:
+            frame = predictor.decode(body)
+        else:
+            frame = await run_in_threadpool(predictor.decode, body)
+        answer = await predictor.answer_in_turn(frame, proba=proba, gate=gate)
     except Unreadable as error:
         return refuse(400, str(error))
     except InputError as error:
@@ -220,6 +297,49 @@ def parse_json(body: bytes) -> Any:
         return value
 
 
+def refuse_doubled_keys(body: bytes, payload: Any, signature: Signature) -> None:
+    """Refuse a body in which an object has a key twice; JSON parsers keep one of its values and say nothing.
+
+    Parameters
+    ----------
+    payload : dict or list
+        What `body` holds, known to fit `signature`.
+
+    Raises
+    ------
+    InputError
+        With the row and the key.
+    """
+    # Each key and each string stands between two quotation marks. Only where there are more marks than the parsed
+    # keys and strings need can one have been dropped: then, or where a string holds a mark, it is parsed again.
+    split = {"columns", "data"}
+    rows: list[Any]
+    places: dict[str, Any]
+    if isinstance(payload, dict) and payload.keys() == split and set(signature.names) != split:
+        rows, places = payload["data"], {name: i for i, name in enumerate(payload["columns"])}
+        held, by_row = 2 + len(places), False
+    else:
+        rows, places = payload if isinstance(payload, list) else [payload], {name: name for name in signature.names}
+        held, by_row = len(rows) * len(places), True
+    for column in signature.columns:
+        if column.kind in ("string", "category", "datetime"):
+            place = places[column.name]
+            held += list(map(type, [row[place] for row in rows])).count(str)
+    if body.count(b'"') <= 2 * held:
+        return
+    seen = 0
+
+    def once(pairs: list[tuple[str, Any]]) -> None:
+        nonlocal seen
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            key = next(key for i, key in enumerate(keys) if key in keys[:i])
+            raise refusal([problem(seen if by_row else None, key[:80], "each key once", "the same key twice")])
+        seen += 1
+
+    json.loads(body, object_pairs_hook=once, parse_int=float)
+
+
 # -- helpers ------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +366,13 @@ async def _bounded_body(request: Request) -> bytes:
             raise ServiceError(msg, "Send fewer rows at a time.")
         blocks.append(block)
     return b"".join(blocks)
+
+
+def _tell(spec: dict[str, Any], error: NbdeployError) -> None:
+    # For who started this worker and waits for it.
+    if spec.get("outcome"):
+        with suppress(OSError):
+            write_json(Path(spec["outcome"]), error.to_dict() | {"message": error.message, "hint": error.hint})
 
 
 def _bento_spec(tag: str) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def openapi(name: str, version: str, signature: Signature) -> dict[str, Any]:
                 "Answer": {
                     "type": "object",
                     "properties": {
-                        "predictions": {"type": "array"},
+                        "predictions": {"type": "array", "description": "Null where the model's value is not finite."},
                         "prediction_ids": {"type": "array", "items": {"type": "string"}},
                         "version": {"type": "string"},
                         "probabilities": {"type": "array"},

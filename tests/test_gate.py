@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import functools
 import json
 import signal
 import stat
@@ -309,6 +310,40 @@ def test_two_runs_leave_two_pieces_of_evidence(write: Callable[..., Path]) -> No
     results = [handle.result(timeout=60) for handle in handles]
     assert all(result.passed for result in results)
     assert results[0].notebook != results[1].notebook
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_without_room_for_its_copy_the_verdict_stands(good: bool, write: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    result = run(write(CHECK, "1" if good else "1 / 0"), copies=tmp_path / "file" / "reports")
+
+    assert result.passed is good
+    assert result.copy is None
+    assert json.loads(result.notebook.with_suffix(".json").read_text())["copy"] is None
+    assert "Executed notebook" not in result._repr_html_()
+
+
+def test_a_copy_is_the_executed_notebook(write: Callable[..., Path], tmp_path: Path) -> None:
+    result = run(write(CHECK), copies=tmp_path / "reports")
+
+    assert result.copy is not None
+    assert result.copy.read_bytes() == result.notebook.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".ipynb", ".json"])
+def test_evidence_that_cannot_be_written_is_an_error_with_its_path(
+    suffix: str, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, _content: object, real: Callable[..., None]) -> None:
+        if path.suffix == suffix:
+            raise OSError(28, "No space left on device")
+        real(path, _content)
+
+    for name in ("write_atomic", "write_json"):
+        monkeypatch.setattr(gate.home, name, functools.partial(full, real=getattr(home, name)))
+    with pytest.raises(GateError, match=rf"could not be written to \S+\{suffix}: No space left"):
+        run(write(CHECK))
 
 
 # Parameters -----------------------------------------------------------------------------------------------------------

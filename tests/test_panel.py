@@ -410,6 +410,26 @@ def test_what_does_not_fit_is_sent_as_typed_and_nothing_is_null():
     assert odd == ["1_0", "NaN", "true", "9" * 5000, 1000.0, -4]
 
 
+@pytest.mark.parametrize("value", [1234.5678, 0.1 + 0.2, 1e-7, 1e22, -0.0, 3.0, 123456.0])
+def test_a_number_is_shown_and_sent_to_the_last_digit(value):
+    signature = Signature(columns=(Column("x", "float", "float64"),), example={"x": 0.5})
+
+    (text,) = panel_form.texts(Signature(columns=signature.columns, example={"x": value}))
+
+    assert float(text) == value
+    assert panel_form.record(signature, [text]) == {"x": value}
+    answered = pd.DataFrame({"prediction": [value]})
+    assert panel_form.answer(signature, answered)[0] == f"prediction: {text}"
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "two\nlines", ""])
+def test_a_text_that_nobody_changed_is_sent_whole(text):
+    signature = Signature(columns=(Column("s", "string", "object", nullable=True),), example={"s": text})
+
+    assert panel_form.record(signature, panel_form.texts(signature)) == {"s": text}
+    assert panel_form.record(signature, [text.replace("\n", "")]) == {"s": text}
+
+
 def test_hints_tell_type_range_and_categories():
     assert [one["hint"] for one in panel_form.fields(SIGNATURE)] == [
         "whole number, 1 to 31",

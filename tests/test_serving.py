@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
+import time
+from pathlib import Path
 
 import httpx
+import numpy as np
 import pandas as pd
 import pytest
 
 import nbdeploy
-from nbdeploy import prediction_log
+from nbdeploy import artifact, prediction_log, serving
 from services import running
 
 
@@ -259,3 +263,218 @@ def test_every_socket_is_on_loopback(service):
     for process in [psutil.Process(service.pid), *psutil.Process(service.pid).children(recursive=True)]:
         for connection in process.net_connections("inet"):
             assert connection.laddr.ip == "127.0.0.1"
+
+
+# One worker in this process
+
+
+class Picky:
+    """Adds up its inputs, and does on some values what no model should."""
+
+    classes_ = None
+
+    def __init__(self):
+        self.calls = 0
+        self.broken = False
+
+    def predict(self, frame):
+        self.calls += 1
+        if self.broken:
+            msg = "broken for good"
+            raise RuntimeError(msg)
+        words = set(frame["word"])
+        if "raise" in words:
+            msg = "found unknown\ncategories"
+            raise ValueError(msg)
+        if "sleep" in words:
+            time.sleep(1.5)
+        if "odd" in words:
+            return np.array([object()] * len(frame), dtype=object)
+        if "surrogate" in words:
+            return np.array(["\ud800"] * len(frame), dtype=object)
+        if "infinite" in words:
+            return np.full(len(frame), math.inf)
+        return frame["x"].to_numpy() * 2.0
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+    """A predictor for a `Picky` model, whose column ``word`` has too many values to be categories."""
+    frame = pd.DataFrame({"x": [float(i) for i in range(300)], "word": [f"w{i}" for i in range(300)]})
+    artifact.write(tmp_path, Picky(), frame, None, {})
+    spec = tmp_path.parent / f"{tmp_path.name}-spec.json"
+    spec.write_text(json.dumps({
+        "name": "picky", "version": "v1", "path": str(tmp_path), "files": artifact.manifest(tmp_path),
+        "outcome": str(spec.with_suffix(".outcome")),
+    }))  # fmt: skip
+    monkeypatch.setenv(serving.SPEC, str(spec))
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+
+    class Worker(serving.Predictor):
+        app, tag = serving.application(), "picky:v1"
+
+    return Worker
+
+
+def ask(predictor, *bodies, path="/predict", method="POST", first=0.0):
+    """Send `bodies` at the same time, the first one a little earlier; the responses and when each came."""
+
+    async def send():
+        transport = httpx.ASGITransport(predictor.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://worker", timeout=20) as client:
+
+            async def one(body, delay):
+                await asyncio.sleep(delay)
+                response = await client.request(
+                    method, path, content=body, headers={"Content-Type": "application/json"}
+                )
+                return response, time.monotonic()
+
+            return await asyncio.gather(*(one(body, first * bool(i)) for i, body in enumerate(bodies)))
+
+    return asyncio.run(send())
+
+
+def rows(*words, x=1.0):
+    return json.dumps([{"x": x, "word": word} for word in words]).encode()
+
+
+def test_rows_that_the_model_cannot_take_get_422_and_a_broken_model_500(worker):
+    predictor = worker()
+
+    ((response, _),) = ask(predictor, rows("w1", "raise"))
+    assert response.status_code == 422, response.text
+    answer = response.json()
+    assert answer["error"].startswith("the model cannot answer these rows: ValueError: found unknown categories")
+    assert [p["column"] for p in answer["problems"]] == [None]
+
+    ((response, _),) = ask(predictor, rows("raise", x=1e9))
+    assert response.status_code == 422
+    assert [p["column"] for p in response.json()["problems"]] == ["x"]
+
+    predictor.model.model.broken = True
+    for body in (rows("w1"), rows("w1", x=1e9)):
+        ((response, _),) = ask(predictor, body)
+        assert response.status_code == 500
+        assert response.json()["problems"] == []
+
+
+def test_an_encoder_that_refuses_an_unseen_string_is_a_422():
+    from sklearn.linear_model import LinearRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    X = pd.DataFrame({"tail": [f"N{i}" for i in range(300)]})
+    model = make_pipeline(OneHotEncoder(), LinearRegression()).fit(X, range(300))
+    with running(model, "tails", X) as (service, _):
+        response = httpx.post(f"{service.url}/predict", json={"tail": "new"}, timeout=20)
+
+    assert response.status_code == 422, response.text
+    assert "unknown categories" in response.json()["problems"][0]["got"]
+
+
+@pytest.mark.parametrize("word", ["odd", "surrogate"])
+def test_an_answer_that_json_cannot_hold_is_a_refusal_and_not_in_the_log(worker, word):
+    predictor = worker()
+
+    ((response, _),) = ask(predictor, rows(word))
+
+    assert response.status_code == 422, response.text
+    assert len(prediction_log.read("picky", lambda _version: None)) == 0
+
+
+def test_a_prediction_that_is_not_finite_is_answered_as_null(worker):
+    ((response, _),) = ask(worker(), rows("infinite"))
+
+    assert response.json()["predictions"] == [None]
+
+
+@pytest.mark.parametrize("size", [1, 3000], ids=["small", "large"])
+def test_a_bad_request_is_refused_while_the_model_works(worker, size):
+    bad = json.dumps([{"x": "one", "word": "w"}] * size).encode()
+
+    (slow, slow_at), (refused, refused_at) = ask(worker(), rows("sleep"), bad, first=0.2)
+
+    assert (slow.status_code, refused.status_code) == (200, 422)
+    assert slow_at - refused_at > 0.5
+
+
+def test_every_refusal_is_json_with_problems(worker):
+    predictor = worker()
+    for method, path, status in [
+        ("GET", "/nothing", 404), ("POST", "/predict/more", 404), ("GET", "/predict", 405), ("PUT", "/signature", 405),
+    ]:  # fmt: skip
+        ((response, _),) = ask(predictor, b"", path=path, method=method)
+        assert response.status_code == status
+        assert response.json()["problems"] == []
+        assert response.json()["error"]
+        assert ("allow" in response.headers) == (status == 405)
+
+
+def test_unknown_routes_of_a_deployment_are_json_and_bentomls_own_stay(http):
+    unknown = http.get("/nothing/at/all")
+    wrong = http.get("/predict")
+
+    assert (unknown.status_code, unknown.json()["problems"]) == (404, [])
+    assert (wrong.status_code, wrong.json()["problems"], wrong.headers["allow"]) == (405, [], "POST")
+    assert http.get("/livez").status_code == http.get("/healthz").status_code == 200
+    assert http.get("/static_content/swagger-ui.css").status_code == 200
+    assert http.get("/signature/", follow_redirects=True).json()["name"] == "flight-delay"
+
+
+def test_probabilities_that_cannot_be_given_are_refused_before_the_model_runs(worker):
+    predictor = worker()
+    before = predictor.model.model.calls
+
+    for value, got in [("maybe", "proba=maybe"), ("true", "proba=true")]:
+        ((response, _),) = ask(predictor, rows("w1"), path=f"/predict?proba={value}")
+        assert response.status_code == 422
+        assert [p["got"] for p in response.json()["problems"]] == [got]
+
+    assert predictor.model.model.calls == before
+
+
+DOUBLED = {
+    "record": ('{"x": 1, "word": "a", "x": 2}', 0, "x"),
+    "second record": ('[{"x": 1, "word": "a"}, {"x": 1, "word": "b", "word": "c"}]', 1, "word"),
+    "escaped": ('{"x": 1, "word": "a", "\\u0078": 2}', 0, "x"),
+    "unlike values": ('{"x": "1", "word": "a", "x": 2}', 0, "x"),
+    "split": ('{"columns": ["x", "word"], "data": [[1, "b"]], "columns": ["x", "word"]}', None, "columns"),
+    "among quotation marks": ('[{"x": 1, "word": "say \\"a\\""}, {"x": 1, "x": 1, "word": "b"}]', 1, "x"),
+    "among marks written as numbers": ('[{"x": 1, "word": "\\u0022\\u0022"}, {"x": 1, "x": 1, "word": "b"}]', 1, "x"),
+}
+
+
+@pytest.mark.parametrize("body", DOUBLED)
+def test_a_key_that_stands_twice_is_refused(worker, body):
+    text, row, key = DOUBLED[body]
+
+    ((response, _),) = ask(worker(), text.encode())
+
+    assert response.status_code == 422, response.text
+    assert [(p["row"], p["column"]) for p in response.json()["problems"]] == [(row, key)]
+
+
+@pytest.mark.parametrize("word", ['"', '""x": 1', "\\", '\\"', "\u2028", "", "columns"])
+def test_any_text_is_served(worker, word):
+    predictor = worker()
+    bodies = [rows(word, "b"), json.dumps({"columns": ["word", "x"], "data": [[word, 3]]}).encode()]
+
+    for (response, _), body in zip(ask(predictor, *bodies), bodies, strict=True):
+        assert response.status_code == 200, (body, response.text)
+
+
+def test_whatever_stops_a_worker_is_told_to_its_starter(worker, monkeypatch):
+    def unexpected(_name):
+        msg = "no log\ntoday"
+        raise ZeroDivisionError(msg)
+
+    monkeypatch.setattr(prediction_log, "LogWriter", unexpected)
+    with pytest.raises(ZeroDivisionError):
+        worker()
+
+    outcome = json.loads(Path(os.environ[serving.SPEC]).with_suffix(".outcome").read_text())
+    error = artifact.failure(outcome, 1, "")
+    assert type(error).__name__ == "RehearsalError"
+    assert str(error).startswith("the service cannot start: ZeroDivisionError: no log today")
+    assert "Traceback" in error.details

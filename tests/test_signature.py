@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import decimal
+import difflib
 import math
+import time
 from contextlib import suppress
 
 import numpy as np
@@ -172,6 +175,113 @@ def test_any_json_is_either_decoded_or_refused(payload):
 def test_a_frame_that_cannot_become_a_signature_says_why(frame, says):
     with pytest.raises(SaveError, match=says):
         infer_columns(frame)
+
+
+@pytest.mark.parametrize("text", ["", "NaT", "nan", "now", "today", " 2013-01-01", "\u0661\u0662"])
+def test_what_pandas_takes_for_a_time_and_people_do_not_is_refused(text):
+    with pytest.raises(InputError) as refused:
+        SIGNATURE.decode({**GOOD, "when": text})
+
+    (problem,) = refused.value.problems
+    assert (problem["row"], problem["column"]) == (0, "when")
+    assert "2013" in problem["hint"]
+
+
+ZONED = Signature(
+    columns=infer_columns(pd.DataFrame({"when": pd.to_datetime(["2013-01-01", None]).tz_localize("Europe/Paris")}))
+)
+
+
+@pytest.mark.parametrize(
+    ("signature", "text", "says"),
+    [
+        (SIGNATURE, "2013-01-01T05:00:00+01:00", "no time zone"),
+        (SIGNATURE, "2013-01-01T05:00:00Z", "no time zone"),
+        (SIGNATURE, "2013-01-01 05:00-0500", "no time zone"),
+        (ZONED, "2013-01-01T05:00:00", "has a time zone"),
+        (ZONED, "2013-01-31", "has a time zone"),
+        (ZONED, "2013-13-01T05:00:00+01:00", "For example"),
+        (ZONED, "9999-01-01T05:00:00+99:00", "For example"),
+    ],
+)
+def test_an_offset_must_come_where_the_training_frame_has_a_time_zone_and_only_there(signature, text, says):
+    good = {**GOOD, "when": "2013-01-01"} if signature is SIGNATURE else {"when": "2013-01-01T00:00:00+01:00"}
+    with pytest.raises(InputError) as refused:
+        signature.decode([good, {**good, "when": text}])
+
+    (problem,) = refused.value.problems
+    assert (problem["row"], problem["column"]) == (1, "when")
+    assert says in problem["hint"]
+
+
+def test_offsets_may_be_mixed():
+    frame = ZONED.decode([{"when": "2013-07-01T00:00:00+02:00"}, {"when": "2013-01-01T00:00Z"}, {"when": None}])
+
+    assert str(frame["when"].dtype) == ZONED.columns[0].dtype
+    assert frame["when"].dt.hour.tolist()[:2] == [0, 1]
+
+
+def test_a_date_that_the_dtype_cannot_hold_is_refused_by_row_and_column():
+    frame = pd.DataFrame({"when": pd.to_datetime(["2013-01-01"]).astype("datetime64[ns]")})
+
+    with pytest.raises(InputError, match=r"row 1, column 'when'.*datetime64\[ns\]"):
+        Signature(columns=infer_columns(frame)).decode([{"when": "2013-01-01"}, {"when": "1600-01-01"}])
+
+
+def test_a_date_out_of_range_is_a_novelty_and_novelties_are_bounded():
+    frame = SIGNATURE.decode({**GOOD, "when": "2020-01-01"})
+    wide = pd.DataFrame(np.zeros((1, 150)))
+
+    assert [news["column"] for news in SIGNATURE.novelties(frame)] == ["when"]
+    assert len(Signature(columns=infer_columns(wide)).novelties(wide + 1)) == 100
+
+
+@pytest.mark.parametrize("form", ["record", "records", "split"])
+def test_50_000_unknown_keys_are_refused_without_50_000_searches(form, monkeypatch):
+    searches = []
+    closest = difflib.get_close_matches
+    monkeypatch.setattr(difflib, "get_close_matches", lambda *a, **k: searches.append(1) or closest(*a, **k))
+    keys = [f"count{i}" for i in range(50_000)]
+    payload = {
+        "record": dict.fromkeys(keys, 1),
+        "records": [dict.fromkeys(keys[:500], 1)] * 100,
+        "split": {"columns": keys * 2, "data": [[1]]},
+    }[form]
+
+    started = time.perf_counter()
+    with pytest.raises(InputError) as refused:
+        SIGNATURE.decode(payload)
+
+    assert time.perf_counter() - started < 2
+    assert len(refused.value.problems) == 100
+    assert len(searches) <= 30
+
+
+def test_a_frame_with_a_doubled_column_is_refused_by_name():
+    doubled = pd.concat([FRAME, FRAME[["word"]]], axis=1)
+
+    with pytest.raises(InputError, match="column 'word': expected each column once"):
+        SIGNATURE.encode(doubled)
+
+
+@pytest.mark.parametrize(
+    "cell", [decimal.Decimal(1), pd.Period("2013"), pd.Timedelta(1), 1j, b"x", 2**70, "\ud800", [1]], ids=repr
+)
+def test_a_cell_that_json_cannot_carry_is_refused_by_row_and_column(cell):
+    frame = FRAME.assign(word=pd.Series(["a", cell, "c"], dtype=object))
+
+    with pytest.raises(InputError) as refused:
+        SIGNATURE.encode(frame)
+
+    (problem,) = refused.value.problems
+    assert (problem["row"], problem["column"]) == (1, "word")
+
+
+def test_infinity_is_known_to_come_only_where_training_had_it():
+    infinite = pd.DataFrame({"size": [1.0, math.inf]})
+
+    assert not SIGNATURE.nonfinite
+    assert Signature(columns=infer_columns(infinite)).nonfinite
 
 
 def test_integer_labels_come_back_as_integers():

@@ -1,0 +1,348 @@
+"""One column of a signature: what it takes, and its values between JSON and pandas."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+Kind = Literal["int", "float", "bool", "string", "category", "datetime"]
+
+MAX_SHOWN = 80
+_DIGITS = frozenset("0123456789")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One input column.
+
+    Attributes
+    ----------
+    name : str
+        The key in JSON.
+    kind : str
+        ``int``, ``float``, ``bool``, ``string``, ``category`` or ``datetime``.
+    dtype : str
+        The pandas dtype that the model was trained on and will get.
+    nullable : bool
+        Whether the training frame had missing values here. Where it had none, a null is refused.
+    finite : bool
+        Whether every training value was finite. Where it was, Infinity is refused.
+    minimum, maximum : float, str or None
+        The range seen in training; a value outside is served.
+    categories : tuple or None
+        The distinct values seen in training, up to 200; an unseen one is served.
+    ordered : bool
+        For categoricals, whether the order means something.
+    integer_label : bool
+        The frame's own label is the integer behind `name`.
+    missing : str
+        Which missing value an object column held in training: ``None``, ``nan`` or ``NA``; '' for every
+        other column, whose dtype has only one. Where a column held several, the most frequent one.
+    """
+
+    name: str
+    kind: Kind
+    dtype: str
+    nullable: bool = False
+    finite: bool = True
+    minimum: float | str | None = None
+    maximum: float | str | None = None
+    categories: tuple[Any, ...] | None = None
+    ordered: bool = False
+    integer_label: bool = False
+    missing: str = ""
+
+    @property
+    def zoned(self) -> bool:
+        """Whether its datetimes have a time zone. A value without an offset is then refused, and vice versa."""
+        return self.kind == "datetime" and ", " in self.dtype
+
+    @property
+    def label(self) -> str | int:
+        return int(self.name) if self.integer_label else self.name
+
+    @property
+    def expected(self) -> str:
+        """How a problem names what belongs here."""
+        words = {"string": "a string", "category": "a category", "int": "an integer", "float": "a number",
+                 "bool": "true or false", "datetime": "an ISO 8601 date and time"}[self.kind]  # fmt: skip
+        if self.zoned:
+            words += " with its offset"
+        return f"{words} or null" if self.nullable else words
+
+
+def jsonable(values: pd.Series | np.ndarray[Any, Any]) -> list[Any]:
+    """A column, or an array of predictions, as plain JSON values: nulls for missing, ISO 8601 for datetimes."""
+    if isinstance(values, np.ndarray) and values.ndim > 1:
+        found: list[Any] = values.tolist()
+        return found
+    series = pd.Series(values)
+    missing = (
+        series.isna().to_numpy() if series.dtype != object or not _holds_lists(series) else np.zeros(len(series), bool)
+    )
+    if isinstance(series.dtype, pd.CategoricalDtype):
+        series = series.astype(object)
+    if pd.api.types.is_datetime64_any_dtype(series.dtype):
+        out: list[Any] = [None if m else value.isoformat() for value, m in zip(series, missing, strict=True)]
+    else:
+        out = [plain(value) for value in series.tolist()]
+    if missing.any():
+        out = [None if m else value for value, m in zip(out, missing, strict=True)]
+    return out
+
+
+def json_problem(column: Column, values: Sequence[Any]) -> dict[str, Any] | None:
+    """The first of `values`, which came from `jsonable`, that JSON cannot carry, as a problem."""
+    if all(map(_travels, _hardest(values))):
+        return None
+    for row, value in enumerate(values):
+        if not _travels(value):
+            got = shown(value) if isinstance(value, (str, int, list, dict)) else f"a {type(value).__name__}"
+            return problem(row, column.name, column.expected, got, "JSON cannot carry it.")
+    return None
+
+
+def _hardest(values: Sequence[Any]) -> Sequence[Any]:
+    # All strings at once, all integers by their extremes: one look each instead of one per row.
+    types = set(map(type, values))
+    if types == {str}:
+        return ["".join(values)]
+    return [min(values), max(values)] if types == {int} else [] if types == {float} else values
+
+
+def _travels(value: Any) -> bool:
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+        return True
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**64
+    return value is None or isinstance(value, float)
+
+
+def missing_of(series: pd.Series) -> str:
+    """The missing value of an object column, by name. See `Column.missing`."""
+    if series.dtype != object:
+        return ""
+    held = [_missing_name(value) for value in series[series.isna()]]
+    return max(sorted(set(held)), key=held.count) if held else ""
+
+
+def restore_missing(series: pd.Series, column: Column) -> pd.Series:
+    """`series` with the missing value that the training frame had, where its dtype allows several."""
+    if not column.missing or not series.isna().any():
+        return series
+    values = series.astype(object).to_numpy(copy=True)
+    values[series.isna().to_numpy()] = _MISSING.get(column.missing)
+    return pd.Series(values, index=series.index, name=series.name, dtype=object)
+
+
+_MISSING: dict[str, Any] = {"None": None, "nan": math.nan, "NA": pd.NA}
+
+
+def _missing_name(value: Any) -> str:
+    return next((name for name, known in _MISSING.items() if value is known), "nan")
+
+
+def build_series(column: Column, values: Sequence[Any]) -> pd.Series:
+    """Checked JSON values as the training frame's dtype."""
+    values = [None if value != value else value for value in values]
+    if column.kind == "datetime":
+        parsed = pd.to_datetime(pd.Series(values, dtype=object), format="ISO8601", utc=column.zoned)
+        return parsed.astype(column.dtype)
+    if column.kind == "category":
+        known = list(column.categories or ())
+        present = set(known)
+        known += [value for value in dict.fromkeys(values) if value is not None and value not in present]
+        return pd.Series(pd.Categorical(values, categories=known, ordered=column.ordered))
+    if column.kind == "float" and column.nullable and not _extension(column):
+        values = [math.nan if value is None else value for value in values]
+    if column.kind == "int":
+        values = [None if value is None else int(value) for value in values]
+    return restore_missing(pd.Series(values, dtype=column.dtype), column)
+
+
+def problem(row: int | None, column: str | None, expected: str, got: str, hint: str = "") -> dict[str, Any]:
+    """One entry of a 4xx body's ``problems``."""
+    return {"row": row, "column": column, "expected": expected, "got": got, "hint": hint}
+
+
+def shown(value: Any) -> str:
+    """A JSON value as an error names it: typed, short, never nested."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f"the string {short(value)!r}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity"
+    if isinstance(value, (int, float)):
+        # Integers of thousands of digits must neither be formatted nor echoed.
+        return (
+            "an integer beyond 64 bits" if isinstance(value, int) and value.bit_length() > 64 else f"the number {value}"
+        )
+    return f"a list of {len(value)}" if isinstance(value, list) else "an object"
+
+
+# -- checks of values -------------------------------------------------------------------------------------
+
+_PLAIN_TYPES: dict[str, frozenset[type]] = {
+    "int": frozenset({int}),
+    "float": frozenset({int, float}),
+    "bool": frozenset({bool}),
+    "string": frozenset({str}),
+}
+
+
+def value_problems(column: Column, values: Sequence[Any], limit: int) -> list[dict[str, Any]]:
+    """What in `values`, which came as JSON, may not stand in `column`: the first `limit` problems."""
+    types = set(map(type, values))
+    if column.kind in ("string", "bool") and types <= _PLAIN_TYPES[column.kind]:
+        return []
+    if column.kind in ("int", "float") and types <= _PLAIN_TYPES[column.kind] and _all_fit(column, values):
+        return []
+    if column.kind == "datetime" and types <= {str} and _all_datetimes(column, values):
+        return []
+    found = []
+    for row, value in enumerate(values):
+        if hint := _fault(column, value):
+            found.append(problem(row, column.name, column.expected, shown(value), hint.strip()))
+            if len(found) >= limit:
+                break
+    return found
+
+
+def _all_fit(column: Column, values: Sequence[Any]) -> bool:
+    low, high = _bounds(column)
+    smallest, largest = min(values), max(values)  # NaN poisons either comparison below, and is then found row by row
+    return bool(low <= smallest and largest <= high and all(value == value for value in values))
+
+
+def _bounds(column: Column) -> tuple[float | int, float | int]:
+    dtype = _numpy_dtype(column)
+    if column.kind == "int":
+        info = np.iinfo(dtype)
+        return int(info.min), int(info.max)
+    limit = float(np.finfo(dtype).max)
+    return (-limit, limit) if column.finite else (-math.inf, math.inf)
+
+
+def _numpy_dtype(column: Column) -> np.dtype[Any]:
+    dtype = pd.api.types.pandas_dtype(column.dtype)
+    if isinstance(dtype, np.dtype):
+        return dtype
+    plain = getattr(dtype, "numpy_dtype", None)
+    return plain if isinstance(plain, np.dtype) else np.dtype("int64" if column.kind == "int" else "float64")
+
+
+def _fault(column: Column, value: Any) -> str:
+    """'' where `value` may stand in `column`, else a hint (a blank where there is nothing to advise)."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "" if column.nullable else "The training frame has no missing value here."
+    if column.kind in ("int", "float"):
+        return _number_fault(column, value)
+    if column.kind == "bool":
+        return "" if isinstance(value, bool) else " "
+    if column.kind == "category":
+        sample = column.categories[0] if column.categories else ""
+        if isinstance(sample, str):
+            return "" if isinstance(value, str) else "Send it as a string."
+        return "" if isinstance(value, (int, float)) and math.isfinite(value) else " "
+    if not isinstance(value, str):
+        return f'Send it as a string: "{value}".' if isinstance(value, (int, float)) and _is_small(value) else " "
+    return "" if column.kind == "string" else _datetime_fault(column, value)
+
+
+def _number_fault(column: Column, value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"Send {short(value)} without the quotes." if isinstance(value, str) and _is_number(value) else " "
+    low, high = _bounds(column)
+    if column.kind == "int" and isinstance(value, float) and not (math.isfinite(value) and value.is_integer()):
+        return "The training frame has whole numbers here."
+    if not low <= value <= high:
+        return f"The model's type here is {column.dtype}."
+    return ""
+
+
+# An offset can only follow a time: "2013-01-31" must not be taken for one of -31 hours.
+_OFFSET = re.compile(r"[T ].*(?:Z|[+-]\d\d(?::?\d\d)?)\s*", re.IGNORECASE | re.ASCII)
+
+
+def _all_datetimes(column: Column, values: Sequence[str]) -> bool:
+    if not all(_looks_like_date(value) and _has_offset(value) == column.zoned for value in values):
+        return False
+    try:
+        return not build_series(column, values).isna().any()
+    except (ValueError, TypeError, OverflowError):
+        return False
+
+
+def _datetime_fault(column: Column, value: str) -> str:
+    example = f"For example 2013-01-31T08:15:00{'+01:00' if column.zoned else ''}."
+    if not _looks_like_date(value):
+        return example
+    if _has_offset(value) != column.zoned:
+        return (
+            f"The training frame has a time zone here. {example}"
+            if column.zoned
+            else "The training frame has no time zone here: send the local time, without an offset."
+        )
+    try:
+        return example if build_series(column, [value]).isna().any() else ""
+    except pd.errors.OutOfBoundsDatetime:
+        return f"The model's type here is {column.dtype}."
+    except (ValueError, TypeError, OverflowError):
+        return example
+
+
+def _looks_like_date(value: str) -> bool:
+    # pandas also takes "now", "today", "NaT", "nan" and an empty string.
+    return value[:1] in _DIGITS and len(value) < 64
+
+
+def _has_offset(value: str) -> bool:
+    found = re.search(r"[T ]", value)
+    return bool(found and _OFFSET.fullmatch(value, found.start()))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return len(text) < 40 and math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _is_small(value: float) -> bool:
+    return not isinstance(value, int) or value.bit_length() <= 64
+
+
+def short(text: str) -> str:
+    """`text` cut to what an error may quote."""
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
+
+
+def _extension(column: Column) -> bool:
+    return not isinstance(pd.api.types.pandas_dtype(column.dtype), np.dtype)
+
+
+def _holds_lists(series: pd.Series) -> bool:
+    return bool(len(series)) and isinstance(series.iloc[0], (list, tuple, np.ndarray))
+
+
+def plain(value: Any) -> Any:
+    """One cell as JSON has it, as far as JSON has it."""
+    if isinstance(value, np.datetime64):
+        value = pd.Timestamp(value)
+    elif isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    return value.isoformat() if isinstance(value, dt.date) else value
