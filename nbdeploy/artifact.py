@@ -226,11 +226,8 @@ def rehearse(folder: Path, files: Mapping[str, str] | None, rows: int | None = N
             msg, "Does its class use a name that is defined only in the notebook?", traceback.format_exc()
         ) from error
     if difference := first_difference(expected, outputs):
-        msg_0 = f"in a fresh process the model answers otherwise: {difference}"
-        raise RehearsalError(
-            msg_0,
-            "Fix its random_state, or take out what depends on the notebook's state.",
-        )
+        msg = f"in a fresh process the model answers otherwise: {difference}"
+        raise RehearsalError(msg, "Fix its random_state, or take out what depends on the notebook's state.")
     for count in sorted({1, min(JSON_ROWS, len(reference))}):
         _rehearse_json(loaded, reference.head(count), expected.head(count))
     return loaded

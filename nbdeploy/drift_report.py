@@ -21,7 +21,7 @@ import pandas as pd
 from nbdeploy import home, report_view
 from nbdeploy.drift_columns import Pair, Sides, inert, pair_up, visible
 from nbdeploy.drift_result import MIN_ROWS, DriftReport, Verdict, is_p_value, verdict_frame
-from nbdeploy.errors import DriftError
+from nbdeploy.errors import DriftError, NbdeployError
 
 __all__ = ["DRIFT_SHARE", "MIN_ROWS", "PLOTTED_ROWS", "DriftReport", "measure", "warm"]
 
@@ -278,8 +278,8 @@ def _publish(report: DriftReport, page: str) -> DriftReport:
         try:
             home.private_folder(report.html_path.parent)
             home.write_atomic(report.html_path, sealed.encode())
-        except OSError as error:
-            msg = f"{report.html_path} cannot be written: {error.strerror or error}"
+        except (OSError, NbdeployError) as error:
+            msg = f"{report.html_path} cannot be written: {getattr(error, 'strerror', '') or error}"
             raise DriftError(msg) from error
     bundle = _bundle()
     return replace(report, page=report_view.pack(sealed, bundle), bundle=bundle)

@@ -149,8 +149,7 @@ class Predictor:
     def _outputs(self, frame: pd.DataFrame, *, proba: bool) -> tuple[list[Any], list[Any] | None]:
         predictions = self.model.predict(frame)
         probabilities = self.model.probabilities(frame) if proba else None
-        values = jsonable(predictions) if predictions.ndim == 1 else predictions.tolist()
-        return values, None if probabilities is None else probabilities.tolist()
+        return jsonable(predictions), None if probabilities is None else probabilities.tolist()
 
     def _answers_its_example(self, *, proba: bool) -> bool:
         """Whether the model still answers a row of its training frame: then other rows are to blame."""
