@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from nbdeploy import home
-from nbdeploy.errors import GateError, NotFound
+from nbdeploy.errors import GateError, NbdeployError, NotFound
 from nbdeploy.gate_parameters import JSON, Declared, declared, fitted
 from nbdeploy.gate_result import Check, GateResult, check, end
 
@@ -334,11 +334,11 @@ def _copied(result: GateResult, executed: bytes) -> GateResult:
     if result.copy is None:
         return result
     try:
-        result.copy.parent.mkdir(parents=True, exist_ok=True)
+        home.private_folder(result.copy.parent)
         home.write_atomic(result.copy, executed)
-    except OSError as error:
+    except (OSError, NbdeployError) as error:
         log = logging.getLogger("nbdeploy.gate")
-        log.warning("The executed notebook could not be copied to %s: %s", result.copy, error.strerror or error)
+        log.warning("The executed notebook could not be copied to %s: %s", result.copy, error)
         return replace(result, copy=None)
     return result
 
