@@ -92,7 +92,7 @@ class Supervisor:
         state, missing = Path(self.spec["state"]), 0
         while missing < FORGOTTEN and not self.ending.wait(1):
             missing = 0 if state.exists() else missing + 1
-        if missing:
+        if missing == FORGOTTEN:
             print(f"{state} is gone; so nobody owns this deployment, and it ends", flush=True)
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -37,7 +37,8 @@ class Argument:
     help: str
     kind: Kind = Kind.TEXT
     keyword: str = ""
-    required: bool = False
+    required: bool = False  # of an option
+    optional: bool = False  # of a positional
     short: str = ""
 
     @property
@@ -76,7 +77,7 @@ NEW_NAME = Argument(
 )
 DATA = Argument("--data", "the training inputs: a variable, or a .parquet or .csv file", Kind.FRAME, "X", required=True)
 TARGET = Argument("--target", "the true outcomes: a variable or file, or a column of --data", Kind.LABELS, "y")
-VERSION = Argument("version", "for example v2; by default the live one", Kind.VERSION)
+VERSION = Argument("version", "for example v2; by default the live one", Kind.VERSION, optional=True)
 PORT = Argument("--port", "on 127.0.0.1; by default the former one, or a free one", Kind.WHOLE)
 SINCE = Argument("--since", "how long ago (30m, 24h, 7d) or a moment (2026-01-31T08:00, UTC)")
 UNTIL = Argument("--until", "the end of the window, as --since")
@@ -110,16 +111,15 @@ VERBS: dict[str, Verb] = {
         Verb("predictions", "what was asked and answered, oldest first", (NAME, SINCE, UNTIL),
              "predictions flight-delay --since 1h"),
         Verb("status", "what runs and what is saved",
-             (Argument("name", "one deployment; by default all", Kind.DEPLOYMENT),), "status"),
+             (Argument("name", "one deployment; by default all", Kind.DEPLOYMENT, optional=True),), "status"),
         Verb("versions", "the saved versions, newest first", (NAME,), "versions flight-delay"),
         Verb("logs", "the last lines that a service wrote",
              (NAME, Argument("--lines", "how many (50)", Kind.WHOLE)), "logs flight-delay --lines 20"),
         Verb("stop", "end a service and every process of it", (NAME,), "stop flight-delay"),
         Verb("panel", "the widget panel (in a notebook)",
-             (Argument("name", "one deployment; by default all", Kind.DEPLOYMENT),), "panel flight-delay"),
+             (Argument("name", "one deployment; by default all", Kind.DEPLOYMENT, optional=True),), "panel flight-delay"),
     )
 }  # fmt: skip
-_OPTIONAL_POSITIONALS = {("status", "name"), ("panel", "name"), ("serve", "version"), ("validate", "version")}
 
 
 class UsageProblem(NbdeployError):
@@ -216,14 +216,9 @@ def overview(prog: str) -> str:
     return "\n".join([*lines, "", f"{prog} VERB --help tells more.", ""])
 
 
-def help_of(verb: Verb, prog: str) -> str:
-    """The help of one verb."""
-    return _parser(verb, prog).format_help()
-
-
-def is_optional(verb: Verb, argument: Argument) -> bool:
-    """Whether `verb` can go without `argument`."""
-    return not argument.required and (not argument.positional or (verb.name, argument.flag) in _OPTIONAL_POSITIONALS)
+def is_optional(argument: Argument) -> bool:
+    """Whether a line can go without `argument`."""
+    return argument.optional if argument.positional else not argument.required
 
 
 class _Parser(argparse.ArgumentParser):
@@ -252,7 +247,7 @@ def _parser(verb: Verb, prog: str) -> argparse.ArgumentParser:
             options["metavar"] = argument.kind.value.upper()
         if argument.positional:
             options["metavar"] = argument.flag.upper()
-            if is_optional(verb, argument):
+            if is_optional(argument):
                 options["nargs"] = "?"
             parser.add_argument(argument.name, **options)
         else:

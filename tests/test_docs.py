@@ -52,7 +52,7 @@ def verbs_page() -> str:
         for argument in verb.arguments:
             flag = argument.flag.upper() if argument.positional else argument.flag
             flag += f", {argument.short}" if argument.short else ""
-            rows.append(f"| `{flag}` | {argument.help}{'' if verbs.is_optional(verb, argument) else ' (required)'} |")
+            rows.append(f"| `{flag}` | {argument.help}{'' if verbs.is_optional(argument) else ' (required)'} |")
         parts.append("| argument | what |\n|---|---|\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)
 
