@@ -47,6 +47,8 @@ class Facts:
     pid : int
     predictions : int
         How many rows were answered and logged.
+    unreadable : int
+        How many lines of the log are damaged.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Facts:
     pid: int = 0
     since: str = ""
     predictions: int = 0
+    unreadable: int = 0
 
     @property
     def running(self) -> bool:
@@ -148,6 +151,7 @@ def facts_list(facts: Facts) -> str:
     """The smaller facts as HTML."""
     since = f"{moment(facts.since)}, {ago(facts.since)}" if facts.running and facts.since else ""
     pairs = [("since", since), ("predictions", f"{facts.predictions:,}"), ("candidates", facts.candidates)]
+    pairs += [("damaged log lines", f"{facts.unreadable:,}")] if facts.unreadable else []
     return "".join(
         f'<span><span class="nbdeploy-quiet">{key}</span> {escaped(text)}</span>' for key, text in pairs if text
     )

@@ -291,6 +291,8 @@ def drift(
 def status(name: str | None = None) -> pd.DataFrame:
     """What runs and what is saved: one row per name, or the one of `name`.
 
+    ``unreadable`` counts lines of the log that a fault of the disk has damaged.
+
     Raises
     ------
     NotFound
@@ -314,9 +316,10 @@ def status(name: str | None = None) -> pd.DataFrame:
                 "pid": running.pid if running else 0,
                 "since": running.since if running else "",
                 "predictions": prediction_log.size(known),
+                "unreadable": prediction_log.unreadable(known),
             }
         )
-    columns = ["name", "state", "version", "candidates", "url", "pid", "since", "predictions"]
+    columns = ["name", "state", "version", "candidates", "url", "pid", "since", "predictions", "unreadable"]
     return pd.DataFrame(rows, columns=columns).set_index("name")
 
 

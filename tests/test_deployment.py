@@ -382,6 +382,14 @@ def test_a_bento_whose_build_was_killed_is_built_at_the_next_start():
     assert (home.bentoml_home() / "bentos" / "number" / version.version).is_dir()
 
 
+def test_damaged_lines_of_the_log_are_counted_in_the_status():
+    nbdeploy.save(Constant(1), "number", X)
+    (home.folder("predictions", "number") / "1-1.jsonl").write_text("damaged\n")
+
+    assert nbdeploy.status().loc["number", "unreadable"] == 1
+    assert len(nbdeploy.predictions("number")) == 0
+
+
 def test_what_lies_about_in_the_home_takes_nothing_down():
     nbdeploy.save(Constant(1), "good", X)
     nbdeploy.save(Constant(1), "broken", X)
