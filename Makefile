@@ -7,7 +7,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: bench chromium clean demo help lab lint test
+.PHONY: bench chromium clean demo help lab lint strace test
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -31,7 +31,7 @@ demo: $(INSTALLED)  ## train on January's flights, deploy, validate, watch July 
 lab: $(INSTALLED)  ## open JupyterLab on notebooks/
 	@$(BIN)/python -m jupyterlab --ServerApp.root_dir=notebooks $$(test $$(id -u) != 0 || echo --allow-root)
 
-test: $(INSTALLED) chromium  ## run the tests, the browser's included
+test: $(INSTALLED) chromium strace  ## run the tests, the browser's included
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --timeout 300 $(ARGS)
 
 lint: $(INSTALLED)  ## check style, types and the direction of imports
@@ -55,7 +55,7 @@ $(INSTALLED): pyproject.toml
 	    echo '$(PYTHON) is not Python 3.10 to 3.13 with venv. Install it, or name one: make PYTHON=python3.12' >&2; exit 1; }
 	@echo 'Installing nbdeploy and its tools into $(VENV), once' >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --quiet --editable '.[lab,demo,dev]'
+	@$(BIN)/python -m pip install --quiet --quiet --editable '.[lab,demo,dev,explain,frameworks]'
 	@touch $@
 
 chromium:
@@ -71,3 +71,9 @@ chromium:
 	    echo "The others run without it: $(BIN)/python -m pytest -m 'not browser and not slow'" >&2; \
 	    exit 1; \
 	fi
+
+# The crash tests kill a process at each of its system calls.
+strace:
+	@if [ "$$(uname)" = Linux ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v strace >/dev/null; then \
+	    export DEBIAN_FRONTEND=noninteractive; apt-get update -qq >/dev/null; \
+	    apt-get install -y -qq --no-install-recommends strace >/dev/null; fi

@@ -13,11 +13,16 @@ from .errors import ServiceError as ServiceError
 from .gate import Check as Check
 from .gate import GateResult as GateResult
 from .gate import check as check
+from .model_card import Card as Card
 from .model_store import ModelVersion as ModelVersion
 from .model_store import versions as versions
 from .panel_view import panel as panel
 from .signature import Column as Column
 from .signature import Signature as Signature
+from .version_file import export_version as export_version
+from .version_file import import_version as import_version
+from .workflow import card as card
+from .workflow import delete as delete
 from .workflow import deploy as deploy
 from .workflow import drift as drift
 from .workflow import logs as logs

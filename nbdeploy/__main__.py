@@ -63,31 +63,42 @@ def _run(arguments: Sequence[str], as_json: bool) -> int:
 def read(kind: Kind, text: str) -> Any:
     """The object in a file: a model, a frame or labels."""
     path = Path(text).expanduser()
+    if kind is Kind.MODEL and (":/" in text or path.is_dir() or path.suffix == ".onnx"):
+        return text  # a stored model: its framework reads it
     if not path.is_file():
         msg = f"there is no file {text!r}"
         raise NotFound(msg, "In a shell, models and frames are files.")
-    import pandas as pd
-
-    from nbdeploy.artifact import read_frame
-
     try:
         if kind is Kind.MODEL:
             return _model(path)
-        frame = read_frame(path) if path.suffix == ".parquet" else pd.read_csv(path) if path.suffix == ".csv" else None
+        frame = _frame(path)
     except NbdeployError:
         raise
     except Exception as error:
         msg = f"{text!r} cannot be read: {type(error).__name__}: {error}"
         raise InputError(msg) from error
     if frame is None:
-        msg = f"{text!r} is neither a .parquet nor a .csv file"
+        msg = f"{text!r} is neither a .parquet nor a .csv nor a .npy file"
         raise InputError(msg)
     if kind is Kind.LABELS:
-        if frame.shape[1] != 1:
-            msg = f"{text!r} holds {frame.shape[1]} columns"
-            raise InputError(msg, hint="A file of labels holds one.")
-        return frame.iloc[:, 0]
+        return frame.iloc[:, 0] if getattr(frame, "shape", ())[1:] == (1,) and hasattr(frame, "iloc") else frame
     return frame
+
+
+def _frame(path: Path) -> Any:
+    if path.suffix == ".parquet":
+        from nbdeploy.artifact import read_frame
+
+        return read_frame(path)
+    if path.suffix == ".csv":
+        import pandas as pd
+
+        return pd.read_csv(path)
+    if path.suffix == ".npy":
+        import numpy as np
+
+        return np.load(path, allow_pickle=False)
+    return None
 
 
 def _model(path: Path) -> Any:

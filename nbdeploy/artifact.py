@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
+import shutil
 import sys
+import tempfile
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,17 +20,48 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from nbdeploy.errors import RehearsalError, SaveError
-from nbdeploy.signature import Signature, Task, infer_columns, jsonable, restore_missing
+from nbdeploy import answers, carried_code, containers, frameworks, pickling
+from nbdeploy.answers import Predicted
+from nbdeploy.errors import RehearsalError, SaveError, did_you_mean
+from nbdeploy.frameworks import Framework
+from nbdeploy.home import bentoml_home, private_folder
+from nbdeploy.signature import Signature, Task, json_column, restore_missing
+from nbdeploy.signature_tensors import flat_cells, restored_cells
 
-MAX_REFERENCE_ROWS = 10_000
-TOLERANCE = 1e-9  # relative; classes, strings and integers must match exactly
 # Other batch sizes add up in another order; what JSON breaks is far further off than this.
 JSON_TOLERANCE, JSON_TOLERANCE_SINGLE = 1e-6, 1e-3
 JSON_ROWS = 200
-MODEL, SIGNATURE, REFERENCE = "model.pkl", "signature.json", "reference.parquet"
+MODEL, SIGNATURE, REFERENCE = "model.json", "signature.json", "reference.parquet"
 EXPECTED, LABELS, PROVENANCE, SERVICE = "expected.parquet", "labels.parquet", "provenance.json", "service.py"
+REQUIREMENTS, WHEELS, CODE = "requirements.txt", "wheels", "code"
 BENTOML_FILE = "model.yaml"  # BentoML's, and it names the digest: not part of it
+# What a version gets later, or is generated for the place where it is stored.
+UNRECORDED = frozenset({BENTOML_FILE, "card.md", "card.html", "importance.json"})
+# Read while others load: hashed where they lie, not copied first.
+_ONLY_DATA = frozenset({REFERENCE, EXPECTED, LABELS, PROVENANCE, SERVICE, REQUIREMENTS})
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `save` may be told beside the model and its data; see `nbdeploy.save`."""
+
+    format: str | None = None
+    private: Sequence[str] = ()
+    tolerance: float = answers.TOLERANCE
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    requirements: Sequence[str] = ()
+    clean_env: bool = False
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write` found out: the signature, facts about the training data, and what the model needs."""
+
+    signature: Signature
+    facts: dict[str, Any]
+    needed: pickling.Needed
+    parameters: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -38,103 +73,96 @@ class LoadedModel:
 
     model: Any
     signature: Signature
+    framework: Framework
+    tolerance: float = answers.TOLERANCE
+    modules: frozenset[str] = frozenset()
 
-    def predict(self, frame: pd.DataFrame) -> np.ndarray[Any, Any]:
-        """One prediction per row."""
-        return _rows_of(self.model.predict(self._handed(frame)), len(frame), "predict")
+    def predict(self, frame: pd.DataFrame) -> Predicted:
+        """One prediction per row: an array, or one array per output that has a name."""
+        raw = self.framework.predict(self.model, containers.hand(frame, self.signature))
+        return answers.predicted(raw, len(frame), "predict")
 
-    def probabilities(self, frame: pd.DataFrame) -> np.ndarray[Any, Any] | None:
-        """The classes' probabilities, shape (rows, classes), or None for a model without them."""
+    def probabilities(self, frame: pd.DataFrame) -> Any:
+        """The classes' probabilities, shape (rows, classes), a list of such for several targets, or None."""
         if self.signature.classes is None:
             return None
-        return _rows_of(self.model.predict_proba(self._handed(frame)), len(frame), "predict_proba")
+        raw = self.framework.probabilities(self.model, containers.hand(frame, self.signature))
+        return _scores(raw, len(frame), several=self.signature.several)
 
     def outputs(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The column ``prediction`` and, for classifiers, one ``probability_<class>`` per class."""
-        return outputs_frame(self.predict(frame), self.probabilities(frame), self.signature.classes)
-
-    def _handed(self, frame: pd.DataFrame) -> Any:
-        return _own_copy(frame, self.signature.container)
+        """Predictions and probabilities as one frame; see `nbdeploy.answers.frame_of`."""
+        return answers.frame_of(self.predict(frame), self.probabilities(frame), self.signature.classes)
 
 
-def outputs_frame(predictions: Any, probabilities: Any = None, classes: tuple[Any, ...] | None = None) -> pd.DataFrame:
-    """Predictions, and probabilities where there are some, as one frame."""
-    values = np.asarray(predictions)
-    frame = pd.DataFrame({"prediction": values if values.ndim == 1 else values.tolist()})
-    if probabilities is not None:
-        scores = np.asarray(probabilities)
-        for i, name in enumerate(classes or range(scores.shape[1])):
-            frame[f"probability_{name}"] = scores[:, i]
-    return frame
-
-
-def write(folder: Path, model: Any, X: Any, y: Any, provenance: Mapping[str, Any]) -> Signature:
+def write(folder: Path, model: Any, X: Any, y: Any = None, options: Options | None = None) -> Written:
     """Write the files of a version into `folder`, which exists and is empty.
 
     Raises
     ------
     SaveError
-        The model cannot predict, X does not fit it, or it cannot be pickled.
+        The model cannot predict, X does not fit it, or it cannot be stored.
     """
-    if not callable(getattr(model, "predict", None)):
-        msg = f"a {type(model).__name__} has no predict method"
-        raise SaveError(msg, "Pass a fitted model.")
-    frame, container = as_frame(X)
-    columns = infer_columns(frame)
-    rows = sample_rows(len(frame))
-    reference = frame.iloc[rows].reset_index(drop=True)
-    labels = _labels(y, len(frame), rows)
-    count = len(reference)
-    try:
-        predictions = _rows_of(model.predict(_own_copy(reference, container)), count, "predict")
-        classes = _classes(model)
-        scores = None
-        if classes is not None:
-            scores = _rows_of(model.predict_proba(_own_copy(reference, container)), count, "predict_proba")
-        expected = outputs_frame(predictions, scores, classes)
-    except SaveError:
-        raise
-    except Exception as error:
-        msg = f"the model cannot predict the rows of X: {type(error).__name__}: {error}"
-        raise SaveError(msg, "Pass the frame that it was fitted on.", traceback.format_exc()) from error
+    options = options or Options()
+    framework = frameworks.find(model, options.format)
+    model = framework.subject(model)
+    frameworks.can_be_asked(framework, model)
+    training = containers.read(framework.training(model) if X is None else X)
+    columns = training.columns()
+    if training.container in ("frame", "polars", "arrow"):
+        _check_inputs(framework.inputs(model), [column.name for column in columns], model)
+    rows, reference = training.sample()
+    draft = Signature(columns, training.container, training.detail).with_private(options.private)
+    live = LoadedModel(model, draft, framework, options.tolerance)
+    predictions, classes, expected = _ask(live, reference)
+    labels = _labels(y, training.rows, rows, predictions)
     signature = Signature(
-        columns=columns,
-        container=container,
+        columns=draft.columns,
+        container=training.container,
+        detail=training.detail,
         task=_task(model, predictions, classes, labels),
-        output=str(np.asarray(predictions).dtype),
+        outputs=answers.outputs_of(predictions),
         classes=classes,
         example=example_row(reference, columns),
-        target=str(labels.name) if labels is not None else "",
+        target=", ".join(map(str, labels.columns)) if labels is not None else "",
     )
-    _pickle(model, folder / MODEL)
-    stored = reference.set_axis(signature.names, axis=1)
-    stored.attrs = {}  # may hold anything, and Parquet would want it as JSON
-    _store(stored, folder / REFERENCE, "the rows of X")
-    _store(expected, folder / EXPECTED, "the model's predictions")
+    with pickling.recorded() as needed:
+        how = _store_model(framework, model, folder)
+    code = carried_code.collect(needed.modules)
+    for name, source in code.items():
+        private_folder((folder / CODE / name).parent)
+        shutil.copyfile(source, folder / CODE / name)
+    how |= {"modules": sorted(needed.modules), "tolerance": options.tolerance}
+    _store(lambda: _storable(reference, signature), folder / REFERENCE, "the rows of X")
+    _store(lambda: answers.store(expected, signature.outputs), folder / EXPECTED, "the model's predictions")
     if labels is not None:
-        _store(labels.to_frame("label"), folder / LABELS, "the labels")
-    facts = {**provenance, "rows": len(frame), "reference_rows": len(reference), "columns": len(columns)}
+        _store(lambda: labels, folder / LABELS, "the labels")
     try:
         (folder / SIGNATURE).write_text(json.dumps(signature.to_dict(), indent=1))
+        (folder / MODEL).write_text(json.dumps(how, indent=1))
     except TypeError as error:
         msg = f"what the model takes and gives cannot be written as JSON: {error}"
         raise SaveError(msg, "Are its classes_ numbers or strings?") from error
-    (folder / PROVENANCE).write_text(json.dumps(facts, indent=1))
-    return signature
+    facts = {
+        "model": f"{type(model).__module__}.{type(model).__qualname__}", "framework": framework.name,
+        "format": framework.format, "rows": training.rows, "reference_rows": len(reference), "columns": len(columns),
+        "code": sorted(code),
+    }  # fmt: skip
+    return Written(signature, facts, needed, framework.parameters(model))
 
 
-def manifest(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file of a version."""
+def manifest(folder: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The SHA-256 of every file of a version; those in `known` are not read again."""
+    names = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
     return {
-        str(path.relative_to(folder)): _sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != BENTOML_FILE and "__pycache__" not in path.parts
+        name: (known or {}).get(name) or _sha256(folder / name)
+        for name in (path.relative_to(folder).as_posix() for path in names)
+        if name not in UNRECORDED
     }
 
 
 def digest(files: Mapping[str, str]) -> str:
-    """One SHA-256 for a whole `manifest`."""
-    lines = "".join(f"{sha}  {name}\n" for name, sha in sorted(files.items()))
+    """One SHA-256 for a whole `manifest`, without the service file: that names a place, not the model."""
+    lines = "".join(f"{sha}  {name}\n" for name, sha in sorted(files.items()) if name != SERVICE)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
@@ -144,15 +172,23 @@ def read_signature(folder: Path) -> Signature:
 
 
 def read_reference(folder: Path, signature: Signature) -> pd.DataFrame:
-    """The reference sample with the labels, dtypes and missing values of the training frame."""
+    """The reference sample with the labels, dtypes and missing values of the training data."""
     frame = read_frame(folder / REFERENCE)
     frame.columns = pd.Index([column.label for column in signature.columns])
     for column in signature.columns:
+        if column.shape:
+            frame[column.label] = restored_cells(column, frame[column.label].tolist())
+            continue
         if str(frame[column.label].dtype) != column.dtype:
             frame[column.label] = frame[column.label].astype(column.dtype)
         if column.missing:
             frame[column.label] = restore_missing(frame[column.label], column)
     return frame
+
+
+def read_expected(folder: Path, signature: Signature) -> pd.DataFrame:
+    """What the model answered on the reference sample in the kernel that saved it."""
+    return answers.restore(read_frame(folder / EXPECTED), signature.outputs)
 
 
 def read_frame(path: Path) -> pd.DataFrame:
@@ -169,7 +205,7 @@ def read_frame(path: Path) -> pd.DataFrame:
 def load(folder: Path, files: Mapping[str, str] | None) -> LoadedModel:
     """Load a version after checking every file against its recorded SHA-256.
 
-    The model is hashed and unpickled from one open file, so that it cannot be swapped in between.
+    What is loaded is a private copy, hashed while it is made: nothing can be swapped in between.
 
     Parameters
     ----------
@@ -181,16 +217,19 @@ def load(folder: Path, files: Mapping[str, str] | None) -> LoadedModel:
     SaveError
         A file is missing or is not the recorded one.
     """
-    import cloudpickle
-
-    for name, sha in (files or {}).items():
-        if name != MODEL and (not (folder / name).is_file() or _sha256(folder / name) != sha):
-            raise _tampered(folder, name)
-    with (folder / MODEL).open("rb") as file:
-        if files is not None and _sha256_of(file) != files.get(MODEL):
-            raise _tampered(folder, MODEL)
-        file.seek(0)
-        return LoadedModel(cloudpickle.load(file), read_signature(folder))
+    with _verified(folder, files) as place:
+        how = json.loads((place / MODEL).read_text())
+        sources = {
+            path.relative_to(place / CODE).as_posix(): path.read_bytes() for path in (place / CODE).rglob("*.py")
+        }
+        with carried_code.imported_from(sources, f"{folder.parent.name}:{folder.name}"):
+            framework, model = frameworks.restore(place, how)
+        loaded = LoadedModel(
+            model, read_signature(place), framework, how["tolerance"], frozenset(how["modules"])
+        )  # fmt: skip
+        if not framework.lasting and place != folder:
+            shutil.rmtree(place, ignore_errors=True)
+    return loaded
 
 
 def rehearse(folder: Path, files: Mapping[str, str] | None, rows: int | None = None) -> LoadedModel:
@@ -215,19 +254,25 @@ def rehearse(folder: Path, files: Mapping[str, str] | None, rows: int | None = N
             msg, "Does it hold a connection, a lock or an open file?", traceback.format_exc()
         ) from error
     reference = read_reference(folder, loaded.signature)
-    expected = read_frame(folder / EXPECTED)
+    expected = read_expected(folder, loaded.signature)
     if rows is not None:
         reference, expected = reference.head(rows), expected.head(rows)
     try:
         outputs = loaded.outputs(reference)
+    except ImportError as error:
+        raise RehearsalError(*_explain_import(error), traceback.format_exc()) from error
     except Exception as error:
         msg = f"in a fresh process the model fails on its own training rows: {type(error).__name__}: {error}"
         raise RehearsalError(
             msg, "Does its class use a name that is defined only in the notebook?", traceback.format_exc()
         ) from error
-    if difference := first_difference(expected, outputs):
+    if difference := answers.first_difference(expected, outputs, loaded.tolerance):
         msg = f"in a fresh process the model answers otherwise: {difference}"
-        raise RehearsalError(msg, "Fix its random_state, or take out what depends on the notebook's state.")
+        raise RehearsalError(
+            msg,
+            "Fix its random_state, take out what depends on the notebook's state, or allow a tolerance: "
+            "save(..., tolerance=1e-6).",
+        )
     for count in sorted({1, min(JSON_ROWS, len(reference))}):
         _rehearse_json(loaded, reference.head(count), expected.head(count))
     return loaded
@@ -250,68 +295,23 @@ def _rehearse_json(loaded: LoadedModel, rows: pd.DataFrame, expected: pd.DataFra
             msg, "In a service it would answer no such request; see error.details.", traceback.format_exc()
         ) from error
     try:
-        orjson.dumps([jsonable(predictions), None if scores is None else scores.tolist()])
+        orjson.dumps([answers.rows_of(predictions), answers.score_rows(scores)])
     except (TypeError, ValueError) as error:
         msg = f"{about}: its predictions cannot be sent: {error}"
         raise RehearsalError(msg, "Let predict return numbers, strings, booleans or datetimes.") from error
-    single = any(dtype.kind == "f" and dtype.itemsize < 8 for dtype in _numpy_dtypes(expected))
-    tolerance = JSON_TOLERANCE_SINGLE if single else JSON_TOLERANCE
-    if difference := first_difference(expected, outputs_frame(predictions, scores, signature.classes), tolerance):
+    single = any(output.dtype in ("float32", "float16", "object") for output in signature.outputs)
+    tolerance = max(JSON_TOLERANCE_SINGLE if single else JSON_TOLERANCE, loaded.tolerance)
+    outputs = answers.frame_of(predictions, scores, signature.classes)
+    if difference := answers.first_difference(expected, outputs, tolerance):
         msg = f"{about}: it answers otherwise: {difference}"
         raise RehearsalError(msg, "Its answer to a row must not depend on the other rows, or on how rows arrive.")
-
-
-def _numpy_dtypes(frame: pd.DataFrame) -> list[np.dtype[Any]]:
-    return [dtype for dtype in frame.dtypes if isinstance(dtype, np.dtype)]
-
-
-def first_difference(expected: pd.DataFrame, outputs: pd.DataFrame, tolerance: float = TOLERANCE) -> str:
-    """Where two frames of outputs first differ, in words, or ''."""
-    for name in expected.columns:
-        if name not in outputs:
-            return f"column {name!r} is missing"
-        want, got = expected[name].to_numpy(), outputs[name].to_numpy()
-        if len(want) != len(got):
-            return f"{len(got)} rows, expected {len(want)}"
-        if want.dtype.kind == "f" and got.dtype.kind in "fiu":
-            same = np.isclose(got.astype(float), want, rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)
-        else:
-            same = np.array([_same(a, b) for a, b in zip(want, got, strict=True)], dtype=bool)
-        if not same.all():
-            row = int(np.flatnonzero(~same)[0])
-            return (
-                f"row {row}, column {name!r}: {got[row]!s:.80} ({outputs[name].dtype}) "
-                f"instead of {want[row]!s:.80} ({expected[name].dtype})"
-            )
-    return ""
-
-
-def as_frame(X: Any) -> tuple[pd.DataFrame, Any]:
-    """The training data as a frame, and what the model is handed: ``frame`` or ``array``."""
-    if isinstance(X, pd.DataFrame):
-        return X, "frame"
-    if X is None:
-        msg = "a version needs the frame that the model was fitted on"
-        raise SaveError(msg, "Pass X=X_train (in the magic: --data X_train).")
-    array = np.asarray(X)
-    if array.ndim != 2:
-        msg = f"X is a {type(X).__name__} with {array.ndim} dimensions"
-        raise SaveError(msg, "Pass a DataFrame or a two-dimensional array.")
-    return pd.DataFrame(array, columns=[f"x{i}" for i in range(array.shape[1])]), "array"
-
-
-def sample_rows(count: int, limit: int = MAX_REFERENCE_ROWS) -> np.ndarray[Any, Any]:
-    """The positions of a reproducible sample of at most `limit` rows, in order."""
-    if count <= limit:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(0).choice(count, limit, replace=False))
 
 
 def example_row(frame: pd.DataFrame, columns: Any) -> dict[str, Any]:
     """The first row without gaps (else the first row) as JSON."""
     complete = frame.notna().all(axis=1).to_numpy()
     row = int(np.argmax(complete))
-    return {c.name: jsonable(frame.iloc[row : row + 1, i])[0] for i, c in enumerate(columns)}
+    return {c.name: json_column(c, frame.iloc[row : row + 1, i])[0] for i, c in enumerate(columns)}
 
 
 def failure(outcome: dict[str, Any] | None, code: int, log: str) -> SaveError:
@@ -323,85 +323,190 @@ def failure(outcome: dict[str, Any] | None, code: int, log: str) -> SaveError:
     return kind(outcome["message"] + _where_defined(outcome["message"]), outcome["hint"], outcome["details"])
 
 
+def private_tree(folder: Path) -> None:
+    """Give every folder 0700 and every file 0600."""
+    folder.chmod(0o700)
+    for path in folder.rglob("*"):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make every file of a version durable."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# -- writing ------------------------------------------------------------------------------------------------
+
+
+def _ask(live: LoadedModel, reference: pd.DataFrame) -> tuple[Predicted, Any, pd.DataFrame]:
+    """The model's answers to the sample in this process: predictions, classes, and all as a frame."""
+    framework, model, signature = live.framework, live.model, live.signature
+    try:
+        predictions = live.predict(reference)
+        classes = _classes(framework.classes(model))
+        scores = None
+        if classes is not None:
+            raw = framework.probabilities(model, containers.hand(reference, signature))
+            scores = _scores(raw, len(reference), several=isinstance(classes[0], tuple))
+        few = reference.head(JSON_ROWS)
+        again = live.predict(few)
+    except SaveError:
+        raise
+    except Exception as error:
+        msg = f"the model cannot predict the rows of X: {type(error).__name__}: {error}"
+        raise SaveError(msg, "Pass the data that it was fitted on.", traceback.format_exc()) from error
+    once = answers.frame_of(predictions).head(len(few))
+    loose = max(live.tolerance, JSON_TOLERANCE_SINGLE)  # another number of rows adds up in another order
+    if difference := answers.first_difference(once, answers.frame_of(again), loose):
+        msg = f"the model answers the same rows differently the second time: {difference}"
+        raise SaveError(msg, "Fix its random_state, or allow a difference: save(..., tolerance=0.05).")
+    return predictions, classes, answers.frame_of(predictions, scores, classes)
+
+
+def _check_inputs(known: Sequence[str] | None, given: list[str], model: Any) -> None:
+    missing = [name for name in known or () if name not in given]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        msg = f"X has no column {missing[0]!r}{more}, which the {type(model).__name__} was fitted on"
+        others = [name for name in given if name not in (known or ())]
+        raise SaveError(msg, did_you_mean(missing[0], others) or "Pass the data that it was fitted on.")
+    unseen = [name for name in given if known is not None and name not in known]
+    if unseen:
+        more = f" (and {len(unseen) - 1} more)" if len(unseen) > 1 else ""
+        msg = f"X has the column {unseen[0]!r}{more}, which the {type(model).__name__} never saw"
+        raise SaveError(msg, f"Pass the columns that it was fitted on: {', '.join(map(repr, (known or ())[:8]))}.")
+
+
+def _labels(y: Any, length: int, rows: np.ndarray[Any, Any], predictions: Predicted) -> pd.DataFrame | None:
+    if y is None:
+        return None
+    names = list(y.columns) if hasattr(y, "columns") else [getattr(y, "name", None)]
+    values = np.asarray(y)
+    shape = values.shape
+    if values.ndim == 1:
+        values = values[:, None]
+    several = isinstance(predictions, np.ndarray) and predictions.ndim == 2 and predictions.shape[1] == shape[-1]
+    if values.ndim != 2 or not (values.shape[1] == 1 or several):
+        msg = f"y has the shape {shape}"
+        raise SaveError(msg, "Pass one column of labels, or none: y is only for measuring the model.")
+    if len(values) != length:
+        msg = f"y has {len(values)} rows and X has {length}"
+        raise SaveError(msg, "Pass the labels of the same rows.")
+    if len(names) != values.shape[1]:
+        names = [None] if values.shape[1] == 1 else [f"target{i}" for i in range(values.shape[1])]
+    frame = {str("target" if name is None else name): pd.Series(values[rows, i]) for i, name in enumerate(names)}
+    return pd.DataFrame(frame).infer_objects()
+
+
+def _classes(found: Any) -> tuple[Any, ...] | None:
+    if found is None or not len(found):
+        return None
+    ranks = {np.ndim(part) for part in found}
+    if ranks == {1}:  # of several targets
+        return tuple(tuple(np.asarray(part).tolist()) for part in found)
+    return tuple(np.asarray(found).tolist()) if ranks == {0} else None
+
+
+def _scores(raw: Any, count: int, *, several: bool) -> Any:
+    blocks = [answers.predicted(block, count, "predict_proba") for block in (raw if several else [raw])]
+    assert not any(isinstance(block, dict) for block in blocks)
+    return blocks if several else blocks[0]
+
+
+def _task(model: Any, predictions: Predicted, classes: Any, labels: pd.DataFrame | None) -> Task:
+    if classes is not None or getattr(model, "classes_", None) is not None:
+        return "classification"
+    first = next(iter(predictions.values())) if isinstance(predictions, dict) else predictions
+    if first.dtype.kind == "f":
+        return "regression"
+    if labels is None:
+        return "other"
+    return "regression" if first.dtype.kind in "iu" and labels.iloc[:, 0].nunique() > 20 else "classification"
+
+
+def _store_model(framework: Framework, model: Any, folder: Path) -> dict[str, Any]:
+    try:
+        return frameworks.store(framework, model, folder)
+    except SaveError:
+        raise
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        if framework.format != "cloudpickle":
+            msg = f"this {type(model).__name__} cannot be stored as {framework.format}: {said}"
+            raise SaveError(msg, "See error.details.", traceback.format_exc()) from error
+        msg = f"the model cannot be pickled because of {pickling.culprit(model)}: {said}"
+        raise SaveError(
+            msg, "Take that out of it, or leave it out of its __getstate__.", traceback.format_exc()
+        ) from error
+
+
+def _storable(reference: pd.DataFrame, signature: Signature) -> pd.DataFrame:
+    stored = reference.set_axis(signature.names, axis=1)
+    stored.attrs = {}  # may hold anything, and Parquet would want it as JSON
+    for column in signature.columns:
+        if column.shape:
+            stored[column.name] = flat_cells(column, stored[column.name].tolist())
+    return stored
+
+
+def _store(frame: Callable[[], pd.DataFrame], path: Path, what: str) -> None:
+    try:
+        frame().to_parquet(path, index=False)
+    except Exception as error:  # pyarrow's errors have no common root
+        msg = f"{what} cannot be stored: {type(error).__name__}: {error}"
+        raise SaveError(msg, "Use plain numbers, strings, booleans or datetimes.", traceback.format_exc()) from error
+
+
+# -- loading ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _verified(folder: Path, files: Mapping[str, str] | None) -> Iterator[Path]:
+    if files is None:
+        yield folder
+        return
+    data = {name for name in files if name in _ONLY_DATA or name.startswith(f"{WHEELS}/")}
+    _compare(folder, {name: files[name] for name in sorted(data)}, lambda name: _sha256(folder / name))
+    area = private_folder(bentoml_home() / "nbdeploy-staging")
+    place = Path(tempfile.mkdtemp(prefix=f"loaded-{os.getpid()}-", dir=area))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    try:
+        loaded = {name: sha for name, sha in files.items() if name not in data}
+        _compare(folder, loaded, lambda name: _copied(folder / name, place / name))
+        yield place
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+
+
+def _compare(folder: Path, files: Mapping[str, str], read: Callable[[str], str]) -> None:
+    for name, sha in files.items():
+        if not (folder / name).is_file() or read(name) != sha:
+            raise _tampered(folder, name)
+
+
+def _copied(source: Path, target: Path) -> str:
+    total = hashlib.sha256()
+    private_folder(target.parent)
+    with source.open("rb") as file, target.open("xb") as copy:
+        while block := file.read(BLOCK):
+            total.update(block)
+            copy.write(block)
+            pickling.tell()
+    return total.hexdigest()
+
+
 def _where_defined(message: str) -> str:
     for word in message.replace("'", " ").replace(",", " ").split():
         module = sys.modules.get(word)
         if word != "__main__" and (file := getattr(module, "__file__", None)) and f"import {word}" in message:
             return f" (here it comes from {file})"
     return ""
-
-
-# -- helpers ------------------------------------------------------------------------------------------------
-
-
-def _labels(y: Any, length: int, rows: np.ndarray[Any, Any]) -> pd.Series | None:
-    if y is None:
-        return None
-    name = y.columns[0] if isinstance(y, pd.DataFrame) and len(y.columns) else getattr(y, "name", None)
-    values = np.asarray(y)
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.ndim != 1:
-        msg = f"y has the shape {values.shape}"
-        raise SaveError(msg, "Pass one column of labels, or none: y is only for measuring the model.")
-    series = pd.Series(values)
-    if len(series) != length:
-        msg = f"y has {len(series)} rows and X has {length}"
-        raise SaveError(msg, "Pass the labels of the same rows.")
-    return series.iloc[rows].reset_index(drop=True).rename("target" if name is None else str(name))
-
-
-def _classes(model: Any) -> tuple[Any, ...] | None:
-    if not callable(getattr(model, "predict_proba", None)):
-        return None
-    classes = getattr(model, "classes_", None)
-    # A model with several outputs has a list of arrays here, and a list of probabilities: no one class per row.
-    if classes is None or any(map(np.ndim, classes)):
-        return None
-    return tuple(np.asarray(classes).tolist())
-
-
-def _task(model: Any, predictions: Any, classes: Any, labels: pd.Series | None) -> Task:
-    if classes is not None or getattr(model, "classes_", None) is not None:
-        return "classification"
-    kind = np.asarray(predictions).dtype.kind
-    if kind == "f":
-        return "regression"
-    if labels is None:
-        return "other"
-    return "regression" if kind in "iu" and labels.nunique() > 20 else "classification"
-
-
-def _rows_of(outputs: Any, count: int, method: str) -> np.ndarray[Any, Any]:
-    values = np.asarray(outputs)
-    if not values.ndim or len(values) != count:
-        got = f"{len(values)} rows" if values.ndim else "one value"
-        msg = f"the model's {method} answers {count} rows with {got}"
-        raise SaveError(msg, "It must give one answer per row.")
-    return values
-
-
-def _own_copy(frame: pd.DataFrame, container: str) -> Any:
-    return frame.to_numpy(copy=True) if container == "array" else frame.copy()
-
-
-def _store(frame: pd.DataFrame, path: Path, what: str) -> None:
-    try:
-        frame.to_parquet(path, index=False)
-    except Exception as error:  # pyarrow's errors have no common root
-        msg = f"{what} cannot be stored: {type(error).__name__}: {error}"
-        raise SaveError(msg, "Use plain numbers, strings, booleans or datetimes.", traceback.format_exc()) from error
-
-
-def _pickle(model: Any, path: Path) -> None:
-    import cloudpickle
-
-    try:
-        with path.open("wb") as file:
-            cloudpickle.dump(model, file)
-    except Exception as error:
-        msg = f"the model cannot be pickled: {type(error).__name__}: {error}"
-        raise SaveError(msg, "Take the connection, lock or generator out of it.", traceback.format_exc()) from error
 
 
 def _explain_import(error: ImportError | AttributeError) -> tuple[str, str]:
@@ -425,37 +530,7 @@ def _sha256(path: Path) -> str:
 
 def _sha256_of(file: IO[bytes]) -> str:
     total = hashlib.sha256()
-    while block := file.read(1 << 20):
+    while block := file.read(BLOCK):
         total.update(block)
+        pickling.tell()
     return total.hexdigest()
-
-
-def _same(want: Any, got: Any) -> bool:
-    if isinstance(want, (np.ndarray, list)) or isinstance(got, (np.ndarray, list)):
-        if not isinstance(want, (np.ndarray, list)) or not isinstance(got, (np.ndarray, list)) or len(want) != len(got):
-            return False
-        try:
-            a, b = np.asarray(want), np.asarray(got)
-        except ValueError:  # lists of different lengths
-            return all(map(_same, want, got))
-        if a.dtype.kind == "f" and b.dtype.kind in "fiu":
-            return a.shape == b.shape and bool(np.isclose(b, a, equal_nan=True).all())
-        return all(map(_same, want, got))  # Parquet gives nested lists back as arrays of arrays
-    return bool(want == got) or (want != want and got != got)
-
-
-def private_tree(folder: Path) -> None:
-    """Give every folder 0700 and every file 0600."""
-    folder.chmod(0o700)
-    for path in folder.rglob("*"):
-        path.chmod(0o700 if path.is_dir() else 0o600)
-
-
-def sync_tree(folder: Path) -> None:
-    """Make every file of a version durable."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

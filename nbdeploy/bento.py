@@ -50,18 +50,24 @@ def build(version: ModelVersion) -> None:
 
         with tempfile.TemporaryDirectory(dir=folder("run"), prefix="bento-") as context, _without_installing_uv():
             shutil.copyfile(version.path / artifact.SERVICE, Path(context) / artifact.SERVICE)
-            packages = [f"{name}=={number}" for name, number in version.provenance.get("versions", {}).items()]
+            wheels = version.path / artifact.WHEELS
+            if wheels.is_dir():
+                shutil.copytree(wheels, Path(context) / artifact.WHEELS)
             try:
                 bentoml.build(
                     service=artifact.SERVICE,
                     name=version.name,
                     version=version.version,
                     build_ctx=context,
-                    include=[artifact.SERVICE],
+                    include=[artifact.SERVICE, f"{artifact.WHEELS}/*.whl"],
                     models=[version.tag],
                     labels={"nbdeploy": "version", "digest": version.digest[:63]},
-                    # Locking would resolve against an index, over the network.
-                    python={"packages": packages, "lock_packages": False},
+                    # Locking would resolve against an index, packing would clone repositories, over the network.
+                    python={
+                        "packages": version.requirements,
+                        "lock_packages": False,
+                        "pack_git_packages": False,
+                    },
                 )
             except BentoMLException as error:
                 msg = f"BentoML cannot build a Bento of {version.tag}: {error}"
@@ -74,6 +80,14 @@ def wait(name: str, timeout: float = 60) -> None:
         facts = read_json(path) or {}
         processes.wait(facts.get("pid", 0), facts.get("started", 0.0), timeout)
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def none_built(name: str) -> Iterator[None]:
+    """Throughout the block no Bento of `name` is being built."""
+    wait(name)
+    with lock("bento", name):
+        yield
 
 
 @contextmanager

@@ -12,9 +12,9 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from nbdeploy.artifact import outputs_frame
-from nbdeploy.errors import InputError, ServiceError
-from nbdeploy.signature import Signature
+from nbdeploy import answers, containers
+from nbdeploy.errors import InputError, SaveError, ServiceError
+from nbdeploy.signature import UNNAMED, Signature
 
 CHUNK_ROWS = 5_000
 CHUNK_CELLS = 200_000
@@ -24,9 +24,7 @@ TIMEOUT = 60.0
 def predict(url: str, name: str, X: Any, *, proba: bool = False) -> pd.DataFrame:
     """The service's answers to `X`, with the index of `X`. See `nbdeploy.predict`."""
     with _connect(url) as http:
-        signature = Signature.from_dict(
-            {k: v for k, v in _get(http, name, "/signature").items() if k not in ("name", "version")}
-        )
+        signature = _signature(_get(http, name, "/signature"))
         frame = _frame(X, signature)
         if not len(frame):
             msg = f"there is no row to ask {name!r} about"
@@ -42,7 +40,10 @@ def predict(url: str, name: str, X: Any, *, proba: bool = False) -> pd.DataFrame
 def signature(url: str, name: str) -> Signature:
     """What the service says that it takes."""
     with _connect(url) as http:
-        facts = _get(http, name, "/signature")
+        return _signature(_get(http, name, "/signature"))
+
+
+def _signature(facts: dict[str, Any]) -> Signature:
     return Signature.from_dict({key: value for key, value in facts.items() if key not in ("name", "version")})
 
 
@@ -95,6 +96,8 @@ def _holds_infinity(frame: pd.DataFrame) -> bool:
 
 
 def _infinite(column: pd.Series) -> bool:
+    if column.dtype == object and hasattr(next(iter(column), None), "dtype"):  # arrays, sparse rows
+        return any(np.isinf(_numbers(v)).any() for v in column if v is not None)
     if pd.api.types.is_float_dtype(column.dtype):
         return bool(np.isinf(column.to_numpy(dtype="float64", na_value=math.nan)).any())
     values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
@@ -103,18 +106,16 @@ def _infinite(column: pd.Series) -> bool:
     return any(isinstance(value, (float, np.floating)) and math.isinf(value) for value in values.tolist())
 
 
+def _numbers(value: Any) -> Any:
+    held = value.data if hasattr(value, "tocsr") else value
+    return held if held.dtype.kind == "f" else np.zeros(0)
+
+
 def _answers(answer: dict[str, Any], signature: Signature) -> pd.DataFrame:
-    predictions = answer["predictions"]
-    several = any(isinstance(value, list) for value in predictions)
-    outputs = outputs_frame(
-        range(len(predictions)) if several else predictions,
-        answer.get("probabilities"),
-        tuple(answer.get("classes", ())) or None,
-    )
-    if several:  # more than one value per row, maybe not as many in each
-        outputs["prediction"] = pd.Series(predictions, dtype=object)
-    elif signature.output != "object" and outputs["prediction"].notna().all():
-        outputs["prediction"] = outputs["prediction"].astype(signature.output)
+    outputs = answers.from_json(answer["predictions"], signature.outputs)
+    scores = answers.scores_of(answer.get("probabilities"), several=signature.several)
+    if scores is not None:
+        outputs = outputs.join(answers.scores_frame(scores, signature.classes))
     return outputs.assign(prediction_id=answer["prediction_ids"], version=answer["version"])
 
 
@@ -156,17 +157,33 @@ def _refused(name: str, status: int, answer: dict[str, Any], start: int) -> Inpu
 def _frame(X: Any, signature: Signature) -> pd.DataFrame:
     if isinstance(X, pd.DataFrame):
         return X
-    if isinstance(X, pd.Series):
-        return X.to_frame().T.infer_objects()
-    if isinstance(X, dict):
+    if isinstance(X, dict) and not any(hasattr(value, "__array__") or isinstance(value, list) for value in X.values()):
         return pd.DataFrame([X])
+    if isinstance(X, pd.Series) and set(map(str, X.index)) == set(signature.names):
+        return X.to_frame().T.infer_objects()
     if isinstance(X, list) and X and isinstance(X[0], dict):
         return pd.DataFrame(X)
-    width = len(signature.columns)
+    if hasattr(X, "__len__") and not hasattr(X, "tocsr") and len(X) == 0:
+        return pd.DataFrame(columns=signature.names)
+    labels = [column.label for column in signature.columns]
     try:
-        return pd.DataFrame(X, columns=[column.label for column in signature.columns])
-    except (ValueError, TypeError) as error:
+        if not signature.columns[0].shape and len(labels) > 1 and isinstance(X, (list, tuple, np.ndarray)):
+            return pd.DataFrame(X, columns=labels)
+        rows = containers.read(X)
+        frame = rows.whole()
+    except (SaveError, ValueError, TypeError) as error:
         shape = getattr(X, "shape", None)
         got = f"a {type(X).__name__}" + (f" of shape {shape}" if shape is not None else "")
-        msg = f"expected rows of {width} values, got {got}"
-        raise InputError(msg, hint="Pass a DataFrame, or an array with one column per input.") from error
+        msg = f"expected rows of {_wanted(signature)}, got {got}"
+        raise InputError(
+            msg, hint="Pass what the model was trained on: the same container, with the same columns."
+        ) from error
+    if rows.container in UNNAMED and frame.shape[1] == len(labels):
+        frame.columns = pd.Index(labels)
+    return frame
+
+
+def _wanted(signature: Signature) -> str:
+    first = signature.columns[0]
+    one = len(signature.columns) == 1
+    return first.expected if one else f"{len(signature.columns)} values"

@@ -24,6 +24,7 @@ from nbdeploy.artifact import SERVICE, failure
 from nbdeploy.errors import NotFound, PortBusy, ServiceError, did_you_mean
 from nbdeploy.home import check_name, folder, home, lock, read_json, write_atomic, write_json
 from nbdeploy.model_store import ModelVersion, Staged, service_class
+from nbdeploy.requirements import Requirement
 
 HOST = "127.0.0.1"
 START_TIMEOUT = 120.0
@@ -125,17 +126,32 @@ def running_deployments() -> list[Deployment]:
     return [found for stem in stems if (found := find(stem)) is not None]
 
 
+@dataclass(frozen=True)
+class Probation:
+    """A service that answers and is not kept yet.
+
+    Attributes
+    ----------
+    keep
+        Keeps it, given the version to serve from then on.
+    loaded : list of Requirement
+        The distributions that a staged version's worker loaded for the model.
+    """
+
+    keep: Callable[[ModelVersion], Deployment]
+    loaded: list[Requirement]
+
+
 @contextmanager
 def launch(
     subject: ModelVersion | Staged,
     *,
     port: int | None = None,
     on_wait: Callable[[], None] = lambda: None,
-) -> Iterator[Callable[[ModelVersion], Deployment]]:
+) -> Iterator[Probation]:
     """Start a service on probation; it is ended after the block unless it was kept.
 
-    The block gets a function that keeps the service, given the version to serve from then on. For a
-    staged version the worker's start is its rehearsal: one process imports the model's libraries once.
+    For a staged version the worker's start is its rehearsal: one process imports the model's libraries once.
 
     Parameters
     ----------
@@ -193,7 +209,7 @@ def launch(
             name, version.version, version.digest, f"http://{HOST}:{bound}", process.pid, processes.started(process.pid), token,
             str(log_path), now,
         )  # fmt: skip
-        write_json(spec_path, {**spec, "path": str(version.path)})
+        write_json(spec_path, {**spec, "path": str(version.path), "files": dict(version.files)})
         write_json(_state_path(name), asdict(deployment))
         stdin = process.stdin
         assert stdin is not None
@@ -204,7 +220,8 @@ def launch(
 
     try:
         _await_ready(process, bound, name, outcome=outcome, log=log_path, on_wait=on_wait)
-        yield keep
+        loaded = (read_json(outcome) or {}).get("loaded", [])
+        yield Probation(keep, [Requirement.from_dict(each) for each in loaded])
     finally:
         if not kept:
             processes.end(processes.family(process.pid, token), grace=5, first=process.pid)

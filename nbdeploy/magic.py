@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from IPython.core.completer import CompletionContext, SimpleCompletion, context_matcher
@@ -11,7 +12,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_magic, magics_class, needs_local_scope, no_var_expand
 from IPython.utils.process import arg_split
 
-from nbdeploy import verbs
+from nbdeploy import notebook_source, verbs
 from nbdeploy.errors import NotFound, did_you_mean
 from nbdeploy.verbs import Argument, Kind, Verb
 
@@ -70,6 +71,7 @@ def load(shell: Any) -> None:
     """Register the magic and its completion; twice is as good as once."""
     unload_completion(shell)
     shell.register_magics(DeployMagics)
+    notebook_source.watch_cells(shell)
     shell.Completer.custom_matchers.append(_matcher(shell))
 
 
@@ -141,13 +143,16 @@ def _fits(kind: Kind, name: str, value: Any) -> bool:
         return False
     if kind is Kind.MODEL:
         return callable(getattr(value, "predict", None))
-    wanted = {Kind.FRAME: ("DataFrame", "ndarray"), Kind.LABELS: ("Series", "ndarray")}[kind]
+    frames = ("DataFrame", "ndarray", "Table", "csr_matrix", "csr_array")
+    wanted = {Kind.FRAME: frames, Kind.LABELS: ("Series", "ndarray", "DataFrame")}[kind]
     return type(value).__name__ in wanted
 
 
 def _variable(kind: Kind, text: str, scope: dict[str, Any]) -> Any:
     if text in scope:
         return scope[text]
+    if kind is Kind.MODEL and (":/" in text or Path(text).exists()):
+        return text  # of a stored model
     similar = [name for name, value in scope.items() if _fits(kind, name, value)]
     msg = f"this notebook has no variable {text!r}"
     raise NotFound(msg, did_you_mean(text, similar) or "Run the cell that makes it first.")

@@ -7,12 +7,10 @@ import keyword
 import os
 import platform
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from nbdeploy import artifact, processes
+from nbdeploy import artifact, frameworks, pickling, processes, provenance, requirements
 from nbdeploy.errors import NbdeployError, NotFound, did_you_mean
 from nbdeploy.home import (
     bentoml_home,
@@ -34,6 +32,7 @@ from nbdeploy.home import (
     write_atomic,
     write_json,
 )
+from nbdeploy.requirements import Requirement
 from nbdeploy.signature import Signature
 
 
@@ -86,13 +85,22 @@ class ModelVersion:
     @property
     def expected(self) -> pd.DataFrame:
         """What the model answered on the reference sample in the kernel that saved it."""
-        return artifact.read_frame(self.path / artifact.EXPECTED)
+        return artifact.read_expected(self.path, self.signature)
 
     @property
-    def labels(self) -> pd.Series | None:
-        """The true outcomes of the reference sample, or None where none were given."""
+    def labels(self) -> pd.Series | pd.DataFrame | None:
+        """The true outcomes of the reference sample, a frame for several targets, or None where none were given."""
         path = self.path / artifact.LABELS
-        return artifact.read_frame(path)["label"].rename(self.signature.target) if path.is_file() else None
+        if not path.is_file():
+            return None
+        frame = artifact.read_frame(path)
+        return frame if len(frame.columns) > 1 else frame.iloc[:, 0]
+
+    @property
+    def requirements(self) -> list[str]:
+        """What the rehearsal loaded for the model, and what the user asked for, as lines for pip."""
+        path = self.path / artifact.REQUIREMENTS
+        return path.read_text().splitlines() if path.is_file() else []
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -112,13 +120,22 @@ class Staged:
     version: str
     folder: Path
     files: Mapping[str, str]
-    digest: str
     created: str
 
 
 @contextmanager
-def stage(model: Any, name: str, X: Any, y: Any = None) -> Iterator[Staged]:
+def stage(
+    model: Any,
+    name: str,
+    X: Any,
+    y: Any = None,
+    options: artifact.Options | None = None,
+    *,
+    on_wait: Callable[[], None] = lambda: None,
+) -> Iterator[Staged]:
     """Write the next version of `name` aside; it is gone after the block unless `commit` took it.
+
+    `on_wait` is called again and again while large files are written.
 
     The lock of the name is held throughout, so two notebooks that save at once come one after
     the other and get different numbers.
@@ -131,23 +148,54 @@ def stage(model: Any, name: str, X: Any, y: Any = None) -> Iterator[Staged]:
         The model or its frame cannot become a version.
     """
     check_name(name)
+    options = options or artifact.Options()
+    measured, _ = provenance.checked_metrics(options.metrics), requirements.check_user(options.requirements)
+    with staging(name) as path:
+        version = f"v{next_number(name)}"
+        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        with pickling.watched(on_wait):
+            written = artifact.write(path, model, X, y, options)
+            facts = {**provenance.here(), **provenance.of(written, X), "metrics": measured}
+            (path / artifact.PROVENANCE).write_text(json.dumps(facts, indent=1))
+            (path / artifact.SERVICE).write_text(service_source(name, version))
+            files = artifact.manifest(path)
+        artifact.private_tree(path)
+        yield Staged(name, version, path, files, created)
+
+
+@contextmanager
+def staging(name: str) -> Iterator[Path]:
+    """An empty folder beside the store, gone after the block; its holder alone may add or remove versions of `name`.
+
+    What processes that were killed have left there is removed.
+    """
     with lock("save", name):
         area = private_folder(bentoml_home() / "nbdeploy-staging")
-        for leftover in area.glob(f"{name}@*"):  # of a process that was killed: the lock is ours
+        for leftover in area.glob(f"{name}@*"):
             shutil.rmtree(leftover, ignore_errors=True)
         path = Path(tempfile.mkdtemp(prefix=f"{name}@", dir=area))
         try:
-            version = f"v{_next_number(name)}"
-            created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            artifact.write(path, model, X, y, provenance(model))
-            (path / artifact.SERVICE).write_text(service_source(name, version))
-            files = artifact.manifest(path)
-            digest = artifact.digest(files)
-            (path / artifact.BENTOML_FILE).write_text(_bentoml_yaml(name, version, digest, created))
-            artifact.private_tree(path)
-            yield Staged(name, version, path, files, digest, created)
+            yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
+            _sweep_copies(area)
+
+
+def add_requirements(
+    staged: Staged, loaded: Sequence[Requirement], own: Sequence[str] = (), on_wait: Callable[[], None] = lambda: None
+) -> Staged:
+    """`staged` with what the rehearsal loaded and what the user asks for; packages of this machine come along.
+
+    Raises
+    ------
+    SaveError
+        A line of `own` contradicts what was loaded, or a local package cannot be carried.
+    """
+    carried = requirements.carry(loaded, staged.folder, on_wait)
+    lines = requirements.merge(carried, requirements.check_user(own))
+    (staged.folder / artifact.REQUIREMENTS).write_text("".join(f"{line}\n" for line in lines))
+    artifact.private_tree(staged.folder)
+    return replace(staged, files=artifact.manifest(staged.folder, staged.files))
 
 
 def commit(staged: Staged) -> ModelVersion:
@@ -155,17 +203,23 @@ def commit(staged: Staged) -> ModelVersion:
     target = bentoml_home() / "models" / staged.name / staged.version
     private_folder(target.parent)
     record = folder("versions", staged.name) / f"{staged.version}.json"
+    digest = artifact.digest(staged.files)
+    write_atomic(
+        staged.folder / artifact.BENTOML_FILE,
+        bentoml_yaml(staged.name, staged.version, digest, staged.created, staged.folder).encode(),
+    )
     artifact.sync_tree(staged.folder)
     # The digest first: a folder without its record is never taken for a version.
     write_json(
         record,
-        {"name": staged.name, "version": staged.version, "digest": staged.digest, "created": staged.created,
+        {"name": staged.name, "version": staged.version, "digest": digest, "created": staged.created,
          "files": dict(staged.files)},
     )  # fmt: skip
     try:
         os.rename(staged.folder, target)
     except BaseException:
-        record.unlink(missing_ok=True)
+        if staged.folder.is_dir():  # an interrupt can also come when it is done
+            record.unlink(missing_ok=True)
         raise
     sync_folder(target.parent)
     write_atomic(target.parent / "latest", staged.version.encode())
@@ -216,27 +270,6 @@ def recorded_files(name: str, version: str) -> Mapping[str, str] | None:
     return facts["files"] if facts else None
 
 
-def provenance(model: Any) -> dict[str, Any]:
-    """Where a model comes from: notebook, git commit, Python, platform, versions of what it is made of."""
-    # What a scikit-learn model is made of, at any depth, is among its parameters.
-    parts = [model, *(part for part in _parameters(model).values() if hasattr(part, "get_params"))]
-    roots = {type(part).__module__.partition(".")[0] for part in parts}
-    wanted = {"nbdeploy", "bentoml", "numpy", "pandas", "cloudpickle", *(_distribution(root) for root in roots)}
-    found = {}
-    for name in sorted(wanted - {""}):
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return {
-        "model": f"{type(model).__module__}.{type(model).__qualname__}",
-        "notebook": _notebook(),
-        "git": _git(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": found,
-        "user": processes.user(),
-    }
-
-
 def service_source(name: str, version: str) -> str:
     """The file that BentoML runs: a real one, because it refuses a service defined in a notebook or a factory."""
     return f'''"""{name}:{version} as a BentoML service. Written by nbdeploy."""
@@ -267,24 +300,33 @@ def service_class(name: str) -> str:
 def _read(record: Path) -> ModelVersion | None:
     facts = read_json(record)
     path = bentoml_home() / "models" / facts["name"] / facts["version"]
-    if not path.is_dir():  # deleted through BentoML, or a crash just before the rename: its number stays used
+    # Deleted, here or through BentoML, or a crash just before the rename: its number stays used.
+    if facts.get("deleted") or not path.is_dir():
         return None
     return ModelVersion(facts["name"], facts["version"], facts["digest"], path, facts["created"], facts["files"])
 
 
-def _next_number(name: str) -> int:
+def next_number(name: str) -> int:
+    """The number that no version of `name` has had yet."""
     recorded = (home() / "versions" / name).glob("v*.json")
     stored = (bentoml_home() / "models" / name).glob("v*")
     stems = [path.stem[1:] for path in recorded] + [path.name[1:] for path in stored]
     return max((int(stem) for stem in stems if stem.isdigit()), default=0) + 1
 
 
-def _bentoml_yaml(name: str, version: str, digest: str, created: str) -> str:
+def bentoml_yaml(name: str, version: str, digest: str, created: str, place: Path) -> str:
+    """BentoML's own description of a model, whose files are in `place`.
+
+    Where BentoML has a module that loads these files as they are, it is named: ``bentoml.sklearn.load_model(tag)``.
+    """
+    how = read_json(place / artifact.MODEL) or {}
+    module = "nbdeploy" if (place / "framework.pkl").exists() else frameworks.bentoml_module(how)
     # JSON is YAML. The keys are those of BentoML's own ModelInfo.
     return json.dumps(
         {
-            "name": name, "version": version, "module": "nbdeploy", "labels": {"nbdeploy": "version"},
-            "options": {}, "metadata": {"digest": digest}, "signatures": {}, "api_version": "v1",
+            "name": name, "version": version, "module": module or "nbdeploy", "labels": {"nbdeploy": "version"},
+            "options": how.get("facts", {}).get("bentoml", {}), "metadata": {"digest": digest}, "signatures": {},
+            "api_version": how.get("facts", {}).get("bentoml_api", "v1"),
             "context": {
                 "framework_name": "nbdeploy", "framework_versions": {"nbdeploy": metadata.version("nbdeploy")},
                 "bentoml_version": metadata.version("bentoml"), "python_version": platform.python_version(),
@@ -295,32 +337,9 @@ def _bentoml_yaml(name: str, version: str, digest: str, created: str) -> str:
     )  # fmt: skip
 
 
-def _parameters(model: Any) -> dict[str, Any]:
-    try:
-        return dict(model.get_params(deep=True))
-    except Exception:  # noqa: BLE001  anybody's method, or none at all
-        return {}
-
-
-def _distribution(module: str) -> str:
-    return {"sklearn": "scikit-learn", "__main__": "", "builtins": ""}.get(module, module)
-
-
-def _notebook() -> str:
-    # JupyterLab's server tells its kernels the notebook's path.
-    if path := os.environ.get("JPY_SESSION_NAME"):
-        return path
-    return "" if "ipykernel" in sys.modules else Path(sys.argv[0]).name
-
-
-def _git() -> dict[str, Any] | None:
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", *words], capture_output=True, text=True, timeout=5, check=True, stdin=subprocess.DEVNULL
-        )
-        return done.stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
+def _sweep_copies(area: Path) -> None:
+    # What a process that was killed had copied in order to load it.
+    for leftover in area.glob("loaded-*"):
+        pid = leftover.name.split("-")[1]
+        if pid.isdigit() and not processes.started(int(pid)):
+            shutil.rmtree(leftover, ignore_errors=True)

@@ -49,6 +49,8 @@ class Facts:
         How many rows were answered and logged.
     unreadable : int
         How many lines of the log are damaged.
+    stale : str
+        Why what runs is not what this notebook would deploy now.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Facts:
     since: str = ""
     predictions: int = 0
     unreadable: int = 0
+    stale: str = ""
 
     @property
     def running(self) -> bool:
@@ -75,6 +78,7 @@ class Facts:
             ("URL", self.url),
             ("since", moment(self.since)),
             ("predictions", f"{self.predictions:,}"),
+            ("stale", self.stale),
         ]
         return [(heading, plain(text)) for heading, text in found if text]
 
@@ -152,6 +156,7 @@ def facts_list(facts: Facts) -> str:
     since = f"{moment(facts.since)}, {ago(facts.since)}" if facts.running and facts.since else ""
     pairs = [("since", since), ("predictions", f"{facts.predictions:,}"), ("candidates", facts.candidates)]
     pairs += [("damaged log lines", f"{facts.unreadable:,}")] if facts.unreadable else []
+    pairs += [("stale", facts.stale)] if facts.stale else []
     return "".join(
         f'<span><span class="nbdeploy-quiet">{key}</span> {escaped(text)}</span>' for key, text in pairs if text
     )

@@ -161,7 +161,7 @@ class Panel(View):
         saved = model_store.get(self.name, facts.version or None)
         if saved.digest == self._digest:
             return
-        signature = saved.signature
+        signature = saved.signature.shown()
         more = len(signature.columns) - panel_form.MAX_FIELDS
         note = f"<p>{more} more columns are sent as in the example row.</p>" if more > 0 else ""
         with self._lock:

@@ -20,7 +20,7 @@ import pandas as pd
 
 from nbdeploy.errors import NbdeployError
 from nbdeploy.home import check_name, folder
-from nbdeploy.signature import Signature, build_series
+from nbdeploy.signature import Signature, build_column
 
 SEGMENT_BYTES = 64 << 20
 
@@ -219,6 +219,8 @@ def _is_whole(entry: dict[str, Any]) -> bool:
 def _holds_infinity(values: Sequence[Any]) -> bool:
     # A column is of one type, so its first value tells whether to look.
     first = next((value for value in values if value is not None), None)
+    if isinstance(first, (list, dict)):
+        return any(_holds_infinity(v["values"] if isinstance(v, dict) else v) for v in values if v)
     return isinstance(first, float) and (math.inf in values or -math.inf in values)
 
 
@@ -239,12 +241,12 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _frame(version: str, entries: Sequence[dict[str, Any]], signature: Signature | None) -> pd.DataFrame:
-    names = signature.names if signature else list(entries[0]["inputs"])
+    known = {c.name: c for c in signature.columns} if signature else {}
+    names = list(entries[0]["inputs"])  # without private columns
     data: dict[Any, Any] = {}
     for name in names:
         values = [value for entry in entries for value in entry["inputs"][name]]
-        column = next((c for c in signature.columns if c.name == name), None) if signature else None
-        data[name] = build_series(column, values) if column else values
+        data[name] = build_column(known[name], values) if name in known else values
     counts = [len(entry["outputs"]) for entry in entries]
     frame = pd.DataFrame(data)
     outputs = [value for entry in entries for value in entry["outputs"]]

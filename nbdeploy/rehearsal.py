@@ -10,18 +10,31 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from nbdeploy import artifact, processes
+from nbdeploy import artifact, processes, requirements
 from nbdeploy.errors import NbdeployError, RehearsalError
 from nbdeploy.home import folder, read_json, write_json
 from nbdeploy.model_store import Staged
+from nbdeploy.requirements import Requirement
 
 TIMEOUT = 600.0
 
 
-def rehearse(staged: Staged, on_wait: Callable[[], None] = lambda: None) -> None:
+def rehearse(
+    staged: Staged, on_wait: Callable[[], None] = lambda: None, python: Path | None = None
+) -> list[Requirement]:
     """Load a staged version in a fresh process and compare all its expected outputs.
 
     `on_wait` is called about every 0.1 s. An interrupt ends the process.
+
+    Parameters
+    ----------
+    python : Path, optional
+        Of an environment of its own; by default the one that runs this.
+
+    Returns
+    -------
+    list of Requirement
+        The distributions that the process loaded for the model.
 
     Raises
     ------
@@ -33,8 +46,8 @@ def rehearse(staged: Staged, on_wait: Callable[[], None] = lambda: None) -> None
         write_json(spec, {"path": str(staged.folder), "files": dict(staged.files), "outcome": str(outcome)})
         with log.open("wb") as output:
             child = subprocess.Popen(
-                [sys.executable, "-m", "nbdeploy.rehearsal", str(spec)],
-                cwd=where, env=processes.environment(), stdin=subprocess.DEVNULL, stdout=output,
+                [str(python or sys.executable), "-m", "nbdeploy.rehearsal", str(spec)],
+                cwd=where, env=_environment(python), stdin=subprocess.DEVNULL, stdout=output,
                 stderr=subprocess.STDOUT, start_new_session=True, umask=0o077,
             )  # fmt: skip
         try:
@@ -46,7 +59,7 @@ def rehearse(staged: Staged, on_wait: Callable[[], None] = lambda: None) -> None
             if child.poll() is None:
                 processes.end_group(child.pid)
         if child.returncode == 0:
-            return
+            return [Requirement.from_dict(each) for each in read_json(outcome)["loaded"]]
         raise artifact.failure(read_json(outcome), child.returncode, log.read_text(errors="replace"))
 
 
@@ -63,10 +76,21 @@ def _wait(child: subprocess.Popen[bytes], on_wait: Callable[[], None]) -> None:
     raise subprocess.TimeoutExpired(child.args, TIMEOUT)
 
 
+def _environment(python: Path | None) -> dict[str, str]:
+    env = processes.environment()
+    if python is not None:  # nothing of this environment may help
+        for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
+            env.pop(name, None)
+    return env
+
+
 def _main(spec_path: str) -> int:
     spec = json.loads(Path(spec_path).read_text())
+    before = frozenset(sys.modules)
     try:
-        artifact.rehearse(Path(spec["path"]), spec["files"])
+        loaded = artifact.rehearse(Path(spec["path"]), spec["files"])
+        found = requirements.loaded(before, loaded.modules)
+        write_json(Path(spec["outcome"]), {"loaded": [each.to_dict() for each in found]})
     except NbdeployError as error:
         write_json(Path(spec["outcome"]), error.to_dict() | {"message": error.message, "hint": error.hint})
         return 1

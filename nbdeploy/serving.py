@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -29,12 +30,12 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from nbdeploy import artifact, prediction_log
+from nbdeploy import answers, artifact, explanations, prediction_log, requirements
 from nbdeploy.errors import InputError, NbdeployError, RehearsalError, ServiceError
 from nbdeploy.home import read_json, write_json
 from nbdeploy.serving_docs import index_page, openapi
 from nbdeploy.serving_metrics import Metrics
-from nbdeploy.signature import Signature, jsonable, problem, refusal
+from nbdeploy.signature import Signature, json_column, problem, refusal
 
 SPEC = "NBDEPLOY_SPEC"  # the file that tells a worker what to serve; without it, the version stands in its Bento
 MAX_BODY_BYTES = 64 << 20
@@ -85,12 +86,23 @@ class Predictor:
 
     def _start(self, spec: dict[str, Any]) -> None:
         self.name, self.version = spec["name"], spec["version"]
+        before = frozenset(sys.modules)
         self.model = artifact.rehearse(Path(spec["path"]), spec["files"], spec.get("rows", WARM_ROWS))
+        if spec.get("outcome") and spec.get("rows", WARM_ROWS) is None:  # this start is the rehearsal
+            found = requirements.loaded(before, self.model.modules)
+            write_json(Path(spec["outcome"]), {"loaded": [each.to_dict() for each in found]})
         self.signature: Signature = self.model.signature
         self.log = prediction_log.LogWriter(self.name)
         self.metrics = Metrics(self.version, self.log)
         # One model call at a time: few models promise that predict may run in two threads at once.
         self._one = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self.place = Path(spec["path"])
+        # Each call of an explanation takes its turn with the predictions; SHAP is loaded by the first one.
+        reference = artifact.read_reference(self.place, self.signature)
+        self.explainer = explanations.Explainer(
+            self.model, reference, call=lambda work: self._one.submit(work).result()
+        )
+        self.explaining = ThreadPoolExecutor(1, thread_name_prefix="explain")
         self.app.state.predictor = self
 
     def decode(self, body: bytes) -> pd.DataFrame:
@@ -130,12 +142,14 @@ class Predictor:
         except Exception as error:
             if not self._answers_its_example(proba=proba):
                 raise
-            logger.warning("the model cannot answer these rows, and answers its example", exc_info=True)
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+            private = len(self.signature.logged) < len(self.signature.columns)
+            # What a model complains about may quote the row.
+            said = type(error).__name__ if private else " ".join(f"{type(error).__name__}: {error}".split())[:400]
+            logger.warning("the model answers its example, and not these rows: %s", said, exc_info=not private)
             msg = f"the model cannot answer these rows: {said}"
             general = problem(None, None, "rows that the model can answer", said)
-            raise InputError(msg, self.signature.novelties(frame) or [general]) from error
-        inputs = {column.name: jsonable(frame[column.label]) for column in self.signature.columns}
+            raise InputError(msg, self.signature.novelties(frame) or [general]) from (None if private else error)
+        inputs = {column.name: json_column(column, frame[column.label]) for column in self.signature.logged}
         self.log.write(self.version, request, inputs, values, scores, gate=gate)
         self.metrics.answered(len(values))
         return body
@@ -149,7 +163,7 @@ class Predictor:
     def _outputs(self, frame: pd.DataFrame, *, proba: bool) -> tuple[list[Any], list[Any] | None]:
         predictions = self.model.predict(frame)
         probabilities = self.model.probabilities(frame) if proba else None
-        return jsonable(predictions), None if probabilities is None else probabilities.tolist()
+        return answers.rows_of(predictions), answers.score_rows(probabilities)
 
     def _answers_its_example(self, *, proba: bool) -> bool:
         """Whether the model still answers a row of its training frame: then other rows are to blame."""
@@ -165,7 +179,9 @@ def application() -> Starlette:
     return Starlette(
         routes=[
             Route("/predict", predict, methods=["POST"]),
+            Route("/explain", explain, methods=["POST"]),
             Route("/signature", signature, methods=["GET"]),
+            Route("/card", card, methods=["GET"]),
             Route("/metrics", metrics, methods=["GET"]),
             Route("/openapi.json", openapi_document, methods=["GET"]),
             Route("/docs.json", openapi_document, methods=["GET"]),
@@ -247,10 +263,43 @@ async def _predict(predictor: Predictor, request: Request) -> Response:
     return Response(answer, media_type="application/json")
 
 
+async def explain(request: Request) -> Response:
+    """What each column adds to the answer to each row of a ``/predict`` body. It is not logged."""
+    predictor = _predictor(request)
+    if not predictor.explainer.available:
+        return refuse(501, explanations.NEEDED)
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media != "application/json":
+        return refuse(415, f"the body must be application/json, not {media[:60] or 'untyped'}")
+    try:
+        frame = await run_in_threadpool(predictor.decode, await _bounded_body(request))
+        work = asyncio.get_running_loop().run_in_executor(predictor.explaining, predictor.explainer.explain, frame)
+        found = await work
+    except ServiceError as error:
+        return refuse(413, str(error))
+    except Unreadable as error:
+        return refuse(400, str(error))
+    except InputError as error:
+        return refuse(422, str(error), error.problems)
+    except Exception:
+        logger.exception("rows that fit the signature could not be explained")
+        return refuse(500, "the explanation failed; see the log of the service")
+    return _json(200, {**found, "version": predictor.version})
+
+
+async def card(request: Request) -> Response:
+    """The model card, as its owner left it, else the facts."""
+    from nbdeploy import card_html
+
+    predictor = _predictor(request)
+    page = await run_in_threadpool(card_html.served, predictor.name, predictor.version, predictor.place)
+    return HTMLResponse(page, headers={"Content-Security-Policy": card_html.POLICY})
+
+
 async def signature(request: Request) -> Response:
     """What goes in and what comes out."""
     predictor = _predictor(request)
-    return _json(200, {"name": predictor.name, "version": predictor.version, **predictor.signature.to_dict()})
+    return _json(200, {"name": predictor.name, "version": predictor.version, **predictor.signature.shown().to_dict()})
 
 
 async def metrics(request: Request) -> Response:
@@ -317,12 +366,22 @@ def refuse_doubled_keys(body: bytes, payload: Any, signature: Signature) -> None
     if isinstance(payload, dict) and payload.keys() == split and set(signature.names) != split:
         rows, places = payload["data"], {name: i for i, name in enumerate(payload["columns"])}
         held, by_row = 2 + len(places), False
+    elif isinstance(payload, list) and not isinstance(payload[0], dict):  # rows without names
+        one = len(signature.columns) == 1
+        rows, places = (
+            [[row] for row in payload] if one else payload,
+            {name: i for i, name in enumerate(signature.names)},
+        )
+        held, by_row = 0, True
     else:
         rows, places = payload if isinstance(payload, list) else [payload], {name: name for name in signature.names}
         held, by_row = len(rows) * len(places), True
     for column in signature.columns:
-        if column.kind in ("string", "category", "datetime"):
-            place = places[column.name]
+        place = places[column.name]
+        if column.shape:
+            if column.kind == "string" or column.cells == "sparse":
+                held += sum(_quoted(row[place]) for row in rows)
+        elif column.kind in ("string", "category", "datetime", "date"):
             held += list(map(type, [row[place] for row in rows])).count(str)
     if body.count(b'"') <= 2 * held:
         return
@@ -340,6 +399,13 @@ def refuse_doubled_keys(body: bytes, payload: Any, signature: Signature) -> None
 
 
 # -- helpers ------------------------------------------------------------------------------------------------
+
+
+def _quoted(value: Any) -> int:
+    """How many strings and keys a JSON value holds."""
+    if isinstance(value, dict):
+        return len(value) + sum(map(_quoted, value.values()))
+    return sum(map(_quoted, value)) if isinstance(value, list) else isinstance(value, str)
 
 
 def _predictor(request: Request) -> Predictor:

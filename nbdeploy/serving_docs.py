@@ -7,13 +7,14 @@ import json
 from typing import Any
 
 from nbdeploy.signature import Signature
+from nbdeploy.signature_schemes import json_schema
 
 _STATIC = "./static_content"  # Swagger UI's files, which BentoML ships and mounts
 
 
 def openapi(name: str, version: str, signature: Signature) -> dict[str, Any]:
     """The OpenAPI document: every column, and an example that is a real row."""
-    row = signature.json_schema()
+    row = json_schema(signature)
     split = {
         "type": "object",
         "properties": {
@@ -23,7 +24,7 @@ def openapi(name: str, version: str, signature: Signature) -> dict[str, Any]:
         "required": ["columns", "data"],
         "additionalProperties": False,
     }
-    example = dict(signature.example or {})
+    example = dict(signature.shown().example or {})
     body = {
         "schema": {
             "oneOf": [
@@ -74,6 +75,24 @@ def openapi(name: str, version: str, signature: Signature) -> dict[str, Any]:
             },
             "/signature": {"get": {"summary": "Names, types and ranges of the inputs", "operationId": "signature",
                                    "responses": {"200": {"description": "The signature", "content": {"application/json": {}}}}}},
+            "/explain": {
+                "post": {
+                    "summary": "Split the answer to each row into one contribution per column",
+                    "description": "Shapley values, at most 100 rows. Needs the extra 'explain' where the service runs.",
+                    "operationId": "explain",
+                    "requestBody": {"required": True, "content": {"application/json": body}},
+                    "responses": {
+                        "200": {
+                            "description": "Per row, base plus the sum of its contributions is its value",
+                            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Explanation"}}},
+                        },
+                        "400": refused, "413": refused, "415": refused, "422": refused, "501": refused,
+                    },
+                }
+            },
+            "/card": {"get": {"summary": "The model card", "operationId": "card",
+                              "responses": {"200": {"description": "A page without scripts",
+                                                    "content": {"text/html": {"schema": {"type": "string"}}}}}}},
             "/livez": health,
             "/readyz": health,
             "/metrics": {"get": {"summary": "Prometheus metrics", "responses": {"200": text}}},
@@ -91,6 +110,23 @@ def openapi(name: str, version: str, signature: Signature) -> dict[str, Any]:
                         "classes": {"type": "array"},
                     },
                     "required": ["predictions", "prediction_ids", "version"],
+                },
+                "Explanation": {
+                    "type": "object",
+                    "properties": {
+                        "output": {"type": "string", "description": "What is explained."},
+                        "base": {"description": "Its mean over training rows: a number, or one per entry of classes."},
+                        "values": {"type": "array", "description": "What it is for each row."},
+                        "contributions": {
+                            "type": "array",
+                            "items": {"type": "object", "description": "Per column what it adds to the base."},
+                        },
+                        "classes": {"type": "array", "description": "What each number is of, where there are several."},
+                        "method": {"type": "string"},
+                        "background_rows": {"type": "integer"},
+                        "version": {"type": "string"},
+                    },
+                    "required": ["output", "base", "values", "contributions", "method", "background_rows", "version"],
                 },
                 "Refusal": {
                     "type": "object",
@@ -124,7 +160,7 @@ def index_page(name: str, version: str, signature: Signature) -> str:
         f"<td>{'yes' if facts['nulls'] else ''}</td><td>{html.escape(str(facts['seen']))}</td></tr>"
         for column, facts in signature.table().to_dict("index").items()
     )
-    example = json.dumps(dict(signature.example or {}), indent=1)
+    example = json.dumps(dict(signature.shown().example or {}), indent=1)
     title = f"{html.escape(name)} <small>{html.escape(version)}</small>"
     return _PAGE.format(
         title=html.escape(f"{name} {version}"), heading=title, rows=rows, example=html.escape(example),
@@ -143,7 +179,7 @@ _PAGE = """<!DOCTYPE html>
  pre {{ background: #f6f8fa; padding: 12px; overflow: auto; border-radius: 6px }}
  .swagger-ui .information-container {{ display: none }}
 </style></head><body>
-<h1>{heading}</h1><p>{predicts} <a href="signature">signature</a> · <a href="metrics">metrics</a> · <a href="openapi.json">OpenAPI</a></p>
+<h1>{heading}</h1><p>{predicts} <a href="signature">signature</a> · <a href="card">model card</a> · <a href="metrics">metrics</a> · <a href="openapi.json">OpenAPI</a></p>
 <table><thead><tr><th>column</th><th>type</th><th>nulls</th><th>seen in training</th></tr></thead><tbody>{rows}</tbody></table>
 <h2>A row to send to <code>POST /predict</code></h2><pre>{example}</pre>
 <div id="swagger"></div>

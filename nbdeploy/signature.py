@@ -5,25 +5,29 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from nbdeploy.errors import InputError, SaveError
+from nbdeploy.answers import Output
+from nbdeploy.errors import InputError, SaveError, did_you_mean
+from nbdeploy.signature_tensors import build_cells, cell_problems, infer_cells, jsonable_cells
 from nbdeploy.signature_values import (
     MAX_SHOWN,
     Column,
     Kind,
     build_series,
+    dtype_text,
     json_problem,
     jsonable,
     missing_of,
     plain,
     problem,
     restore_missing,
+    shape_text,
     short,
     shown,
     value_problems,
@@ -34,14 +38,19 @@ __all__ = [
     "MAX_PROBLEMS",
     "Column",
     "Kind",
+    "Output",
     "Signature",
     "Task",
+    "build_column",
     "build_series",
+    "infer_column",
     "infer_columns",
+    "json_column",
     "jsonable",
     "problem",
     "refusal",
     "restore_missing",
+    "seen",
     "shown",
 ]
 
@@ -62,13 +71,15 @@ class Signature:
     columns : tuple of Column
         In the order of the training frame. The order in a request is free.
     container : str
-        ``frame`` or ``array``: what the model's ``predict`` is handed.
+        What the model is handed: see `nbdeploy.containers.Training`.
+    detail : str
+        What makes the same container again: a dtype, a class, a schema.
     task : str
         ``classification``, ``regression`` or ``other``.
-    output : str
-        The dtype of the predictions.
+    outputs : tuple of Output
+        What a prediction is; several where they have names.
     classes : tuple or None
-        The classes, in the order of the probabilities.
+        The classes, in the order of the probabilities; a tuple of such tuples for several targets.
     example : dict
         A real row of the training frame, as JSON.
     target : str
@@ -76,9 +87,10 @@ class Signature:
     """
 
     columns: tuple[Column, ...]
-    container: Literal["frame", "array"] = "frame"
+    container: str = "frame"
+    detail: str = ""
     task: Task = "other"
-    output: str = "object"
+    outputs: tuple[Output, ...] = (Output(),)
     classes: tuple[Any, ...] | None = None
     example: Mapping[str, Any] | None = None
     target: str = ""
@@ -92,28 +104,73 @@ class Signature:
         """Whether Infinity may come in some column: its rows need a JSON that can say so."""
         return any(not column.finite for column in self.columns)
 
+    @property
+    def several(self) -> bool:
+        """Whether there are classes of several targets."""
+        return bool(self.classes) and isinstance(self.classes[0], tuple)  # type: ignore[index]
+
+    @property
+    def logged(self) -> list[Column]:
+        """The columns that may be logged: those that are not private."""
+        return [column for column in self.columns if not column.private]
+
+    def shown(self) -> Signature:
+        """The signature as anybody may see it: of private columns the name and the type, and no value."""
+        if len(self.logged) == len(self.columns):
+            return self
+        columns = tuple(
+            replace(c, minimum=None, maximum=None, categories=None, longest=None) if c.private else c
+            for c in self.columns
+        )
+        private = {c.name: c for c in columns if c.private}
+        told = {
+            name: _stand_in(private[name]) if name in private else value for name, value in (self.example or {}).items()
+        }
+        return replace(self, columns=columns, example=told)
+
+    def with_private(self, names: Sequence[str]) -> Signature:
+        """A copy in which the columns of these names are private.
+
+        Raises
+        ------
+        SaveError
+            There is no such column.
+        """
+        for name in names:
+            if str(name) not in self.names:
+                msg = f"private names {str(name)[:80]!r}, and X has no such column"
+                raise SaveError(msg, did_you_mean(str(name), self.names))
+        wanted = set(map(str, names))
+        return replace(self, columns=tuple(replace(c, private=c.name in wanted) for c in self.columns))
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Signature:
         columns = tuple(
-            Column(**{**column, "categories": None if column["categories"] is None else tuple(column["categories"])})
+            Column(
+                **{**column, "categories": _tuple(column.get("categories")), "shape": tuple(column.get("shape", ()))}
+            )
             for column in value["columns"]
         )
-        classes = None if value["classes"] is None else tuple(value["classes"])
-        return cls(**{**value, "columns": columns, "classes": classes})
+        outputs = tuple(Output(**{**output, "shape": tuple(output["shape"])}) for output in value["outputs"])
+        classes = _tuple(value["classes"])
+        if classes and isinstance(classes[0], list):
+            classes = tuple(map(tuple, classes))
+        return cls(**{**value, "columns": columns, "outputs": outputs, "classes": classes})
 
     def table(self) -> pd.DataFrame:
         """The columns as a frame, for people."""
         rows = [
-            {"column": c.name, "type": c.kind, "nulls": c.nullable, "seen": _seen(c)} for c in self.columns
+            {"column": c.name, "type": type_text(c), "nulls": c.nullable, "seen": seen(c)} for c in self.shown().columns
         ]  # fmt: skip
         return pd.DataFrame(rows, columns=["column", "type", "nulls", "seen"]).set_index("column")
 
     def __repr__(self) -> str:
-        inputs = ", ".join(f"{c.name}: {c.kind}{'?' if c.nullable else ''}" for c in self.columns)
-        return f"Signature({inputs} -> {self.target or self.task}: {self.output})"
+        inputs = ", ".join(f"{c.name}: {type_text(c)}{'?' if c.nullable else ''}" for c in self.columns)
+        outputs = ", ".join(f"{o.name or self.target or self.task}: {o.dtype}{_sizes(o.shape)}" for o in self.outputs)
+        return f"Signature({inputs} -> {outputs})"
 
     def _repr_html_(self) -> str:
         return str(self.table().to_html(escape=True, border=0))
@@ -134,7 +191,7 @@ class Signature:
         problems = [*islice(self._column_problems(set(labels), row=None), MAX_PROBLEMS), *_doubled(labels)]
         if problems:
             raise refusal(problems[:MAX_PROBLEMS])
-        lists = [jsonable(frame.iloc[:, labels.index(name)]) for name in self.names]
+        lists = [json_column(c, frame.iloc[:, labels.index(c.name)]) for c in self.columns]
         if found := [p for p in map(json_problem, self.columns, lists) if p]:
             raise refusal(found[:MAX_PROBLEMS])
         rows = zip(*lists, strict=True)
@@ -162,12 +219,13 @@ class Signature:
         series: dict[str | int, pd.Series] = {}
         for column in self.columns:
             values = lists[column.name]
-            problems += value_problems(column, values, MAX_PROBLEMS - len(problems))
+            check = cell_problems if column.shape else value_problems
+            problems += check(column, values, MAX_PROBLEMS - len(problems))
             if len(problems) >= MAX_PROBLEMS:
                 break
             if not problems:
                 try:
-                    series[column.label] = build_series(column, values)
+                    series[column.label] = build_column(column, values)
                 except (ValueError, TypeError, OverflowError) as error:
                     problems.append(problem(None, column.name, column.expected, f"values that {error}"))
         if problems:
@@ -182,6 +240,9 @@ class Signature:
             raise refusal([problem(None, None, "a record, a list of records, or columns and data", shown(payload))])
         if not records:
             raise refusal([problem(None, None, "at least one row", "an empty list")])
+        if self.container in UNNAMED and not isinstance(records[0], dict):
+            # Nobody gave these columns names, so nobody need send them: each entry is a row.
+            return self._from_split(self.names, [[row] for row in records] if len(self.columns) == 1 else records)
         names = set(self.names)
         problems: list[dict[str, Any]] = []
         for row, record in enumerate(records):
@@ -233,6 +294,8 @@ class Signature:
         """What in `frame` the training frame never held: unseen categories and values out of range, per column."""
         found = []
         for column in self.columns:
+            if column.private or column.shape:
+                continue
             series = frame[column.label]
             if column.categories is not None:
                 unseen = series[~series.isin(column.categories) & series.notna()]
@@ -252,17 +315,20 @@ class Signature:
                 break
         return found
 
-    # -- for OpenAPI ----------------------------------------------------------------------------------
 
-    def json_schema(self) -> dict[str, Any]:
-        """JSON Schema of one record. Ranges and categories are notes: what training saw, not what is refused."""
-        return {
-            "type": "object",
-            "properties": {column.name: _column_schema(column) for column in self.columns},
-            "required": self.names,
-            "additionalProperties": False,
-            "example": dict(self.example or {}),
-        }
+def json_column(column: Column, series: pd.Series) -> list[Any]:
+    """One column as plain JSON values: what `build_column` takes."""
+    return jsonable_cells(column, series.tolist()) if column.shape else jsonable(series)
+
+
+def build_column(column: Column, values: Sequence[Any]) -> pd.Series:
+    """Checked JSON values as the training data's cells, dtype for dtype."""
+    return build_cells(column, values) if column.shape else build_series(column, values)
+
+
+def type_text(column: Column) -> str:
+    """Its type in a word, with the shape where a cell holds several."""
+    return column.kind + _sizes(column.shape)
 
 
 def infer_columns(X: pd.DataFrame) -> tuple[Column, ...]:
@@ -283,7 +349,7 @@ def infer_columns(X: pd.DataFrame) -> tuple[Column, ...]:
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         msg = f"the training frame has the column {doubled[0]!r} twice"
         raise SaveError(msg, "Rename one of them.")
-    return tuple(_infer_column(label, X.iloc[:, i]) for i, label in enumerate(X.columns))
+    return tuple(infer_column(label, X.iloc[:, i]) for i, label in enumerate(X.columns))
 
 
 def refusal(problems: Sequence[dict[str, Any]]) -> InputError:
@@ -296,6 +362,22 @@ def refusal(problems: Sequence[dict[str, Any]]) -> InputError:
 
 
 _SPLIT = {"columns", "data"}
+UNNAMED = ("array", "vector", "list", "series", "sparse")  # containers whose columns have no names of their own
+
+
+def _tuple(values: Any) -> Any:
+    return None if values is None else tuple(values)
+
+
+def _sizes(shape: Sequence[int | None]) -> str:
+    return f"[{shape_text(shape)}]" if shape else ""
+
+
+def _stand_in(column: Column) -> Any:
+    if column.nullable:
+        return None
+    return {"int": 0, "float": 0.0, "bool": False, "datetime": "2000-01-01T00:00:00" + "Z" * column.zoned,
+            "date": "2000-01-01"}.get(column.kind, "private")  # fmt: skip
 
 
 def _doubled(names: Sequence[str]) -> list[dict[str, Any]]:
@@ -316,35 +398,65 @@ def _closest(word: str, known: Sequence[str]) -> str:
 # -- inference ------------------------------------------------------------------------------------------
 
 
-def _infer_column(label: Any, series: pd.Series) -> Column:
+def infer_column(label: Any, series: pd.Series) -> Column:
+    """One column of a training frame; see `infer_columns`."""
     integer_label = isinstance(label, (int, np.integer)) and not isinstance(label, bool)
     if not integer_label and not isinstance(label, str):
         msg = f"column label {label!r} is a {type(label).__name__}"
         raise SaveError(msg, "Name the columns with strings.")
+    if _holds_arrays(series):
+        return _infer_array_column(label, series, integer_label=integer_label)
     kind = _kind(label, series)
     nullable = bool(series.isna().any())
     present = series.dropna()
-    finite, minimum, maximum, categories = True, None, None, None
+    facts: dict[str, Any] = {}
     if kind in ("int", "float") and len(present):
         numbers = present.to_numpy(dtype="float64")
         finite = bool(np.isfinite(numbers).all())
         numbers = numbers[np.isfinite(numbers)]
+        facts["finite"] = finite
         if len(numbers):
-            minimum, maximum = (
-                plain(present.min() if finite else numbers.min()),
-                plain(present.max() if finite else numbers.max()),
-            )
-    elif kind == "datetime" and len(present):
-        minimum, maximum = present.min().isoformat(), present.max().isoformat()
+            held = present if finite else numbers
+            facts |= {"minimum": plain(held.min()), "maximum": plain(held.max())}
+    elif kind in ("datetime", "date") and len(present):
+        facts |= {"minimum": present.min().isoformat(), "maximum": present.max().isoformat()}
     elif kind == "category":
-        categories = _categories(label, series)
+        facts["categories"] = _categories(label, series)
+        facts["category_dtype"] = dtype_text(series.cat.categories.dtype)
+        facts["ordered"] = bool(series.cat.ordered)
     elif kind == "string":
         distinct = present.unique()
-        categories = tuple(sorted(map(str, distinct))) if len(distinct) <= MAX_CATEGORIES else None
-    ordered = bool(series.cat.ordered) if kind == "category" else False
+        facts["categories"] = tuple(sorted(map(str, distinct))) if len(distinct) <= MAX_CATEGORIES else None
+        facts["longest"] = max((len(text) for text in distinct), default=0)
     return Column(
-        str(label), kind, str(series.dtype), nullable, finite, minimum, maximum, categories, ordered, integer_label,
-        missing_of(series),
+        str(label), kind, dtype_text(series.dtype), nullable, integer_label=integer_label, missing=missing_of(series),
+        **facts,
+    )  # fmt: skip
+
+
+def _holds_arrays(series: pd.Series) -> bool:
+    return series.dtype == object and isinstance(next((v for v in series if v is not None), None), (list, np.ndarray))
+
+
+def _infer_array_column(label: Any, series: pd.Series, *, integer_label: bool) -> Column:
+    present = [value for value in series if value is not None]
+    odd = next((v for v in present if not isinstance(v, type(present[0]))), None)
+    try:
+        arrays = [np.asarray(value) for value in present]
+    except ValueError:  # lists of different lengths
+        arrays = []
+    ranks = {array.ndim for array in arrays}
+    kinds = {array.dtype.kind for array in arrays if array.size}
+    alike = any(kinds <= set(same) for same in ("b", "iuf", "U"))
+    if odd is not None or not arrays or len(ranks) > 1 or 0 in ranks or not alike:
+        msg = f"column {label!r} holds lists or arrays of different kinds"
+        raise SaveError(msg, "Give all its cells one type and one number of dimensions.")
+    flat = np.concatenate([array.ravel() for array in arrays if array.size] or [np.zeros(0)])
+    shapes = [array.shape for array in arrays]
+    shape = tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True))
+    return Column(
+        str(label), nullable=len(present) < len(series), integer_label=integer_label, shape=shape,
+        cells="list" if isinstance(present[0], list) else "array", **infer_cells(flat.reshape(-1, 1)),
     )  # fmt: skip
 
 
@@ -368,37 +480,36 @@ def _kind(label: Any, series: pd.Series) -> Kind:
         (types.is_integer_dtype, "int"),
         (types.is_float_dtype, "float"),
         (types.is_datetime64_any_dtype, "datetime"),
+        (lambda d: str(d).startswith("date32"), "date"),
     ]
     for matches, kind in checks:
-        if matches(dtype):
+        if matches(dtype) and _comes_back(dtype):
             return kind
-    if types.is_string_dtype(dtype) or dtype == np.dtype(object):
+    if (types.is_string_dtype(dtype) and _comes_back(dtype)) or dtype == np.dtype(object):
         held = types.infer_dtype(series, skipna=True)
         if held in ("string", "empty"):
             return "string"
+        if held == "date":
+            return "date"
         msg = f"column {label!r} has the dtype {dtype} and holds {held} values"
         raise SaveError(msg, "Give it one plain type with astype(...) before fitting.")
     msg = f"column {label!r} has the dtype {dtype}, which cannot travel as JSON"
     raise SaveError(msg, "Turn it into numbers, strings or datetimes before fitting.")
 
 
-def _seen(column: Column) -> str:
+def _comes_back(dtype: Any) -> bool:
+    # A dtype that its text does not name could not be handed to the model again.
+    if isinstance(dtype, (np.dtype, pd.CategoricalDtype)):
+        return True
+    try:
+        return bool(pd.api.types.pandas_dtype(dtype_text(dtype)) == dtype)
+    except (TypeError, NotImplementedError):
+        return False
+
+
+def seen(column: Column) -> str:
+    """What training saw in a column, for people: categories or a range."""
     if column.categories is not None:
         text = ", ".join(map(str, column.categories[:6]))
         return text + (f", … ({len(column.categories)})" if len(column.categories) > 6 else "")
     return "" if column.minimum is None else f"{column.minimum} … {column.maximum}"
-
-
-def _column_schema(column: Column) -> dict[str, Any]:
-    basic = {"int": "integer", "float": "number", "bool": "boolean", "string": "string",
-             "datetime": "string", "category": "string"}[column.kind]  # fmt: skip
-    if column.kind == "category" and column.categories and not isinstance(column.categories[0], str):
-        basic = "number"
-    schema: dict[str, Any] = {"type": basic}
-    if column.kind == "datetime":
-        schema["format"] = "date-time"
-    if column.nullable:
-        schema["type"] = [basic, "null"]
-    if seen := _seen(column):
-        schema["description"] = f"Seen in training: {seen}"
-    return schema

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-Kind = Literal["int", "float", "bool", "string", "category", "datetime"]
+Kind = Literal["int", "float", "bool", "string", "category", "datetime", "date"]
 
 MAX_SHOWN = 80
 _DIGITS = frozenset("0123456789")
@@ -27,9 +27,9 @@ class Column:
     name : str
         The key in JSON.
     kind : str
-        ``int``, ``float``, ``bool``, ``string``, ``category`` or ``datetime``.
+        ``int``, ``float``, ``bool``, ``string``, ``category``, ``datetime`` or ``date``.
     dtype : str
-        The pandas dtype that the model was trained on and will get.
+        The pandas dtype that the model was trained on and will get; of a column of arrays, their NumPy dtype.
     nullable : bool
         Whether the training frame had missing values here. Where it had none, a null is refused.
     finite : bool
@@ -45,6 +45,16 @@ class Column:
     missing : str
         Which missing value an object column held in training: ``None``, ``nan`` or ``NA``; '' for every
         other column, whose dtype has only one. Where a column held several, the most frequent one.
+    longest : int or None
+        Characters of the longest string seen in training; a longer one is served.
+    shape : tuple of int or None
+        Of one cell: ``()`` for a single value, ``(28, 28)`` for an image. None where rows differ.
+    cells : str
+        ``value``; or what a cell with a shape is: ``array``, ``list`` or ``sparse`` (one row of a matrix).
+    category_dtype : str
+        For categoricals, the dtype of the categories themselves.
+    private : bool
+        Its values are never logged and never shown; see `Signature.shown`.
     """
 
     name: str
@@ -58,6 +68,16 @@ class Column:
     ordered: bool = False
     integer_label: bool = False
     missing: str = ""
+    longest: int | None = None
+    shape: tuple[int | None, ...] = ()
+    cells: Literal["value", "array", "list", "sparse"] = "value"
+    category_dtype: str = ""
+    private: bool = False
+
+    @property
+    def element(self) -> Any:
+        """NumPy's dtype of its values; `object` for strings and everything that NumPy has no type for."""
+        return object if self.kind in ("string", "category", "date") else self.dtype
 
     @property
     def zoned(self) -> bool:
@@ -72,7 +92,10 @@ class Column:
     def expected(self) -> str:
         """How a problem names what belongs here."""
         words = {"string": "a string", "category": "a category", "int": "an integer", "float": "a number",
-                 "bool": "true or false", "datetime": "an ISO 8601 date and time"}[self.kind]  # fmt: skip
+                 "bool": "true or false", "datetime": "an ISO 8601 date and time", "date": "an ISO 8601 date"}[self.kind]  # fmt: skip
+        if self.shape:
+            many = {"int": "integers", "float": "numbers", "bool": "booleans", "string": "strings"}[self.kind]
+            words = f"a list of {many} of shape {shape_text(self.shape)}"
         if self.zoned:
             words += " with its offset"
         return f"{words} or null" if self.nullable else words
@@ -100,7 +123,7 @@ def jsonable(values: pd.Series | np.ndarray[Any, Any]) -> list[Any]:
 
 def json_problem(column: Column, values: Sequence[Any]) -> dict[str, Any] | None:
     """The first of `values`, which came from `jsonable`, that JSON cannot carry, as a problem."""
-    if all(map(_travels, _hardest(values))):
+    if column.shape or all(map(_travels, _hardest(values))):
         return None
     for row, value in enumerate(values):
         if not _travels(value):
@@ -154,21 +177,42 @@ def _missing_name(value: Any) -> str:
 
 
 def build_series(column: Column, values: Sequence[Any]) -> pd.Series:
-    """Checked JSON values as the training frame's dtype."""
+    """Checked JSON values, one per cell, as the training frame's dtype."""
     values = [None if value != value else value for value in values]
     if column.kind == "datetime":
         parsed = pd.to_datetime(pd.Series(values, dtype=object), format="ISO8601", utc=column.zoned)
         return parsed.astype(column.dtype)
+    if column.kind == "date":
+        days = [None if value is None else dt.date.fromisoformat(value) for value in values]
+        return restore_missing(pd.Series(days, dtype=column.dtype), column)
     if column.kind == "category":
         known = list(column.categories or ())
         present = set(known)
         known += [value for value in dict.fromkeys(values) if value is not None and value not in present]
-        return pd.Series(pd.Categorical(values, categories=known, ordered=column.ordered))
+        return pd.Series(pd.Categorical(values, categories=_index(known, column), ordered=column.ordered))
     if column.kind == "float" and column.nullable and not _extension(column):
         values = [math.nan if value is None else value for value in values]
     if column.kind == "int":
         values = [None if value is None else int(value) for value in values]
     return restore_missing(pd.Series(values, dtype=column.dtype), column)
+
+
+def _index(known: list[Any], column: Column) -> Any:
+    # The categories' own dtype is part of a categorical's.
+    return pd.Index(known, dtype=column.category_dtype) if column.category_dtype else known
+
+
+def dtype_text(dtype: Any) -> str:
+    """A pandas dtype as text of which pandas makes the same dtype again."""
+    if isinstance(dtype, pd.StringDtype) and dtype.na_value is pd.NA:
+        return f"string[{dtype.storage}]"
+    # "string[pyarrow]" is a StringDtype; Arrow's own strings have a second name.
+    return "utf8[pyarrow]" if isinstance(dtype, pd.ArrowDtype) and str(dtype) == "string[pyarrow]" else str(dtype)
+
+
+def shape_text(shape: Sequence[int | None]) -> str:
+    """``28 x 28 x 3``; ``?`` for a size that differs from row to row."""
+    return " x ".join("?" if size is None else str(size) for size in shape) or "a single value"
 
 
 def problem(row: int | None, column: str | None, expected: str, got: str, hint: str = "") -> dict[str, Any]:
@@ -194,6 +238,13 @@ def shown(value: Any) -> str:
     return f"a list of {len(value)}" if isinstance(value, list) else "an object"
 
 
+def kind_of(value: Any) -> str:
+    """What `shown` says without the value itself: what a problem may tell of a private column."""
+    if value is None or isinstance(value, (list, dict)):
+        return shown(value)
+    return "true or false" if isinstance(value, bool) else "a string" if isinstance(value, str) else "a number"
+
+
 # -- checks of values -------------------------------------------------------------------------------------
 
 _PLAIN_TYPES: dict[str, frozenset[type]] = {
@@ -216,7 +267,8 @@ def value_problems(column: Column, values: Sequence[Any], limit: int) -> list[di
     found = []
     for row, value in enumerate(values):
         if hint := _fault(column, value):
-            found.append(problem(row, column.name, column.expected, shown(value), hint.strip()))
+            got, hint = (kind_of(value), "") if column.private else (shown(value), hint.strip())
+            found.append(problem(row, column.name, column.expected, got, hint))
             if len(found) >= limit:
                 break
     return found
@@ -260,6 +312,8 @@ def _fault(column: Column, value: Any) -> str:
         return "" if isinstance(value, (int, float)) and math.isfinite(value) else " "
     if not isinstance(value, str):
         return f'Send it as a string: "{value}".' if isinstance(value, (int, float)) and _is_small(value) else " "
+    if column.kind == "date":
+        return _date_fault(value)
     return "" if column.kind == "string" else _datetime_fault(column, value)
 
 
@@ -303,6 +357,14 @@ def _datetime_fault(column: Column, value: str) -> str:
         return f"The model's type here is {column.dtype}."
     except (ValueError, TypeError, OverflowError):
         return example
+
+
+def _date_fault(value: str) -> str:
+    try:
+        dt.date.fromisoformat(value if re.fullmatch(r"\d{4}-\d\d-\d\d", value, re.ASCII) else "")
+    except ValueError:
+        return "For example 2013-01-31."
+    return ""
 
 
 def _looks_like_date(value: str) -> bool:

@@ -27,6 +27,7 @@ class Kind(Enum):
     NUMBER = "number"
     FLAG = "flag"
     PAIR = "KEY=VALUE"
+    LIST = "value"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,12 @@ class Verb:
         return function(**{key: value for key, value in values.items() if value is not None and key not in self.local})
 
 
-MODEL = Argument("model", "the fitted model: a variable in a notebook, a .pkl or .joblib file in a shell", Kind.MODEL)
+MODEL = Argument(
+    "model",
+    "the fitted model: a variable in a notebook, a .pkl, .joblib or .onnx file in a shell; "
+    "or the folder or URI of an MLflow model",
+    Kind.MODEL,
+)
 NAME = Argument("name", "the deployment", Kind.DEPLOYMENT)
 NEW_NAME = Argument(
     "--name",
@@ -75,9 +81,21 @@ NEW_NAME = Argument(
     "by default the variable's or file's own",
     Kind.DEPLOYMENT,
 )
-DATA = Argument("--data", "the training inputs: a variable, or a .parquet or .csv file", Kind.FRAME, "X", required=True)
+DATA = Argument(
+    "--data",
+    "the training inputs: a variable, or a .parquet, .csv or .npy file; needed unless the model brings an example",
+    Kind.FRAME, "X",
+)  # fmt: skip
 TARGET = Argument("--target", "the true outcomes: a variable or file, or a column of --data", Kind.LABELS, "y")
 VERSION = Argument("version", "for example v2; by default the live one", Kind.VERSION, optional=True)
+OPTIONS = (
+    Argument("--format", "how to store it, where there is a choice: skops"),
+    Argument("--private", "a column that is never logged and never shown; repeatable", Kind.LIST),
+    Argument("--metric", "a metric that you measured; repeatable", Kind.PAIR, "metrics"),
+    Argument("--requirement", "a line for pip, beside what the rehearsal finds; repeatable", Kind.LIST, "requirements"),
+    Argument("--clean-env", "rehearse once more in an environment of nothing but its requirements", Kind.FLAG),
+    Argument("--tolerance", "how far predictions may differ in a fresh process, relatively (1e-9)", Kind.NUMBER),
+)
 PORT = Argument("--port", "on 127.0.0.1; by default the former one, or a free one", Kind.WHOLE)
 SINCE = Argument("--since", "how long ago (30m, 24h, 7d) or a moment (2026-01-31T08:00, UTC)")
 UNTIL = Argument("--until", "the end of the window, as --since")
@@ -85,10 +103,10 @@ UNTIL = Argument("--until", "the end of the window, as --since")
 VERBS: dict[str, Verb] = {
     verb.name: verb
     for verb in (
-        Verb("deploy", "save a model and serve it", (MODEL, NEW_NAME, DATA, TARGET, PORT),
+        Verb("deploy", "save a model and serve it", (MODEL, NEW_NAME, DATA, TARGET, *OPTIONS, PORT),
              "deploy model --name flight-delay --data X_train --target y_train"),
         Verb("save", "save a model as the next version, after a rehearsal in a fresh process",
-             (MODEL, NEW_NAME, DATA, TARGET), "save model --name flight-delay --data X_train --target y_train"),
+             (MODEL, NEW_NAME, DATA, TARGET, *OPTIONS), "save model --name flight-delay --data X_train --target y_train"),
         Verb("serve", "start the service of a saved model", (NAME, VERSION, PORT), "serve flight-delay"),
         Verb("predict", "ask a running service",
              (NAME, Argument("data", "the rows: a variable, or a .parquet or .csv file", Kind.FRAME, "X", required=True),
@@ -113,9 +131,12 @@ VERBS: dict[str, Verb] = {
         Verb("status", "what runs and what is saved",
              (Argument("name", "one deployment; by default all", Kind.DEPLOYMENT, optional=True),), "status"),
         Verb("versions", "the saved versions, newest first", (NAME,), "versions flight-delay"),
+        Verb("card", "write the model card of a version: what is known about it", (NAME, VERSION), "card flight-delay"),
         Verb("logs", "the last lines that a service wrote",
              (NAME, Argument("--lines", "how many (50)", Kind.WHOLE)), "logs flight-delay --lines 20"),
         Verb("stop", "end a service and every process of it", (NAME,), "stop flight-delay"),
+        Verb("delete", "delete a version that is not in use",
+             (NAME, Argument("version", "for example v2", Kind.VERSION)), "delete flight-delay v1"),
         Verb("panel", "the widget panel (in a notebook)",
              (Argument("name", "one deployment; by default all", Kind.DEPLOYMENT, optional=True),), "panel flight-delay"),
     )
@@ -166,7 +187,7 @@ def resolve(verb: Verb, values: Mapping[str, Any], resolver: Callable[[Kind, str
         elif argument.kind is Kind.MODEL:
             resolved[argument.name] = resolver(Kind.MODEL, text)
         elif argument.kind is Kind.LABELS and text is not None:
-            resolved["X"], resolved["y"] = _labels(resolved["X"], text, resolver)
+            resolved["X"], resolved["y"] = _labels(resolved.get("X"), text, resolver)
         elif argument.kind is Kind.PAIR:
             resolved[argument.name] = dict(_pair(item) for item in text or []) or None
         elif argument is NEW_NAME:
@@ -240,6 +261,8 @@ def _parser(verb: Verb, prog: str) -> argparse.ArgumentParser:
             options["const"] = True
         elif argument.kind is Kind.PAIR:
             options |= {"action": "append", "metavar": argument.kind.value}
+        elif argument.kind is Kind.LIST:
+            options |= {"action": "append", "metavar": argument.kind.value.upper()}
         elif argument.kind in (Kind.WHOLE, Kind.NUMBER):
             options["type"] = _number(argument.kind)
             options["metavar"] = "N"

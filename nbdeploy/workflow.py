@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,45 +12,90 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from nbdeploy import bento, client, deployment, model_store, prediction_log, rehearsal, routing
+from nbdeploy import (
+    bento,
+    client,
+    deployment,
+    model_store,
+    notebook_source,
+    prediction_log,
+    rehearsal,
+    routing,
+    version_file,
+)
+from nbdeploy import clean_env as clean_environment
+from nbdeploy.answers import PREDICTION, TOLERANCE
+from nbdeploy.artifact import REQUIREMENTS, WHEELS, Options
 from nbdeploy.deployment import Deployment
 from nbdeploy.errors import DriftError, GateError, InputError, NbdeployError, NotFound
 from nbdeploy.home import check_name, folder, lock, reports_folder, template, write_atomic
-from nbdeploy.model_store import ModelVersion
-from nbdeploy.progress import steps
+from nbdeploy.model_store import ModelVersion, Staged
+from nbdeploy.progress import Step, steps
+from nbdeploy.requirements import Requirement
 from nbdeploy.signature import Signature
 
 if TYPE_CHECKING:
     from nbdeploy.drift_result import DriftReport
     from nbdeploy.gate import GateResult, GateRun
+    from nbdeploy.model_card import Card
 
 
-def save(model: Any, name: str, X: Any = None, y: Any = None, *, progress: bool = True) -> ModelVersion:
+def save(
+    model: Any,
+    name: str,
+    X: Any = None,
+    y: Any = None,
+    *,
+    format: str | None = None,  # noqa: A002  what the shell's --format is called
+    private: Sequence[str] = (),
+    metrics: Mapping[str, Any] | None = None,
+    requirements: Sequence[str] = (),
+    clean_env: bool = False,
+    tolerance: float = TOLERANCE,
+    progress: bool = True,
+) -> ModelVersion:
     """Save a fitted model as the next version of `name`, after a fresh process has reproduced its predictions.
 
     Parameters
     ----------
     model
-        Anything with ``predict`` that cloudpickle can carry; classes defined in a notebook cell included.
+        A fitted model of any framework in docs/frameworks.md, anything with ``predict``, a function, or the path or
+        URI of a stored MLflow or ONNX model. Classes and functions of the notebook, and of ``.py`` files beside it,
+        come along.
     name : str
         Of the deployment it is for: lower-case letters, digits, ``.``, ``_``, ``-``.
-    X : DataFrame or two-dimensional array
-        The training inputs, shape (rows, columns). At most 10,000 rows are stored, a reproducible sample.
-    y : Series, array or one-column DataFrame, optional
+    X : DataFrame, array of any rank, series, sparse matrix, list of texts, dict of arrays, Polars or Arrow table
+        The training inputs, one entry per row. A reproducible sample is stored: at most 10,000 rows, and 64 MB of
+        array cells. An MLflow model that has an input example needs none.
+    y : Series, array or DataFrame, optional
         The true outcomes of the same rows; stored for the sample, and what a gate measures quality on.
+    format : str, optional
+        How to store it, where there is a choice: ``"skops"`` stores a scikit-learn model without pickle.
+    private : list of str
+        Columns whose values are never logged and never shown. The stored sample holds them.
+    metrics : mapping, optional
+        What you measured, by name: ``{"auc": 0.83}``. Kept with the version, and on its card.
+    requirements : list of str
+        Lines for pip, beside what the rehearsal finds out by itself.
+    clean_env : bool
+        Rehearse once more in a virtual environment that holds nothing but these requirements.
+    tolerance : float
+        How far predictions may differ in the fresh process, relatively; classes, strings and integers may not.
 
     Raises
     ------
     SaveError, RehearsalError, InvalidName
         Nothing is saved then.
     """
-    with steps("save", ["write", "rehearse", "commit"], progress) as step:
+    options = Options(format, private, tolerance, metrics or {}, requirements, clean_env)
+    with steps("save", ["write", "rehearse", *_CLEAN[:clean_env], "commit"], progress) as step:
         step("write")
-        with model_store.stage(model, name, X, y) as staged:
+        with model_store.stage(model, name, X, y, options, on_wait=step) as staged:
             step("rehearse")
-            rehearsal.rehearse(staged, on_wait=step)
+            loaded = rehearsal.rehearse(staged, on_wait=step)
+            whole = _with_requirements(staged, loaded, options, step)
             step("commit")
-            version = model_store.commit(staged)
+            version = model_store.commit(whole)
     bento.build_in_background(version)
     return version
 
@@ -78,21 +124,33 @@ def serve(name: str, version: str | None = None, *, port: int | None = None, pro
             return running
         with (
             steps("serve", ["start"], progress) as step,
-            deployment.launch(wanted, port=port, on_wait=step) as keep,
+            deployment.launch(wanted, port=port, on_wait=step) as probation,
         ):
             routing.go_live(name, wanted.version, "served")
-            started = keep(wanted)
+            started = probation.keep(wanted)
     bento.build_in_background(wanted)  # which an interrupt may have prevented when it was saved
     return started
 
 
 def deploy(
-    model: Any, name: str, X: Any = None, y: Any = None, *, port: int | None = None, progress: bool = True
+    model: Any,
+    name: str,
+    X: Any = None,
+    y: Any = None,
+    *,
+    port: int | None = None,
+    format: str | None = None,  # noqa: A002  what the shell's --format is called
+    private: Sequence[str] = (),
+    metrics: Mapping[str, Any] | None = None,
+    requirements: Sequence[str] = (),
+    clean_env: bool = False,
+    tolerance: float = TOLERANCE,
+    progress: bool = True,
 ) -> Deployment:
     """Save a model and serve it: `save` and `serve` in one go, with one process start for both.
 
     Where `name` is live already, the new version is saved as a candidate and live traffic stays with
-    the version that has it.
+    the version that has it. The parameters are those of `save` and `serve`.
 
     Raises
     ------
@@ -100,31 +158,53 @@ def deploy(
         Nothing is saved and nothing runs then.
     """
     check_name(name)
+    options = Options(format, private, tolerance, metrics or {}, requirements, clean_env)
     with lock("serve", name):
         running = deployment.find(name)
         if running is None and _live(name) is None:
-            return _save_and_serve(model, name, X, y, port=port, progress=progress)
+            return _save_and_serve(model, name, X, y, options, port=port, progress=progress)
     if running is None:
         deployment.check_port(name, port)
     elif port not in (None, running.port):
         msg = f"{name!r} is running already on port {running.port}"
         raise NbdeployError(msg, "Leave --port out, or stop it first.")
-    save(model, name, X, y, progress=progress)
+    save(
+        model, name, X, y, format=format, private=private, metrics=metrics, requirements=requirements,
+        clean_env=clean_env, tolerance=tolerance, progress=progress,
+    )  # fmt: skip
     return running or serve(name, port=port, progress=progress)
 
 
-def _save_and_serve(model: Any, name: str, X: Any, y: Any, *, port: int | None, progress: bool) -> Deployment:
-    with steps("deploy", ["write", "start and rehearse", "commit"], progress) as step:
+def _save_and_serve(
+    model: Any, name: str, X: Any, y: Any, options: Options, *, port: int | None, progress: bool
+) -> Deployment:
+    with steps("deploy", ["write", "start and rehearse", *_CLEAN[: options.clean_env], "commit"], progress) as step:
         step("write")
-        with model_store.stage(model, name, X, y) as staged:
+        with model_store.stage(model, name, X, y, options, on_wait=step) as staged:
             step("start and rehearse")
-            with deployment.launch(staged, port=port, on_wait=step) as keep:
+            with deployment.launch(staged, port=port, on_wait=step) as probation:
+                whole = _with_requirements(staged, probation.loaded, options, step)
                 step("commit")
-                version = model_store.commit(staged)
+                version = model_store.commit(whole)
                 routing.go_live(name, version.version, "first release")
-                started = keep(version)
+                started = probation.keep(version)
     bento.build_in_background(version)
     return started
+
+
+def _with_requirements(staged: Staged, loaded: Sequence[Requirement], options: Options, step: Step) -> Staged:
+    whole = model_store.add_requirements(staged, loaded, options.requirements, step)
+    if options.clean_env:
+        step(*_CLEAN)
+        lines = (whole.folder / REQUIREMENTS).read_text().splitlines()
+        with tempfile.TemporaryDirectory(dir=folder("run"), prefix="clean-") as where:
+            log = Path(where) / "pip.log"
+            python = clean_environment.create(lines, whole.folder / WHEELS, Path(where) / "venv", step, log)
+            rehearsal.rehearse(whole, on_wait=step, python=python)
+    return whole
+
+
+_CLEAN = ("rehearse in a clean environment",)
 
 
 def predict(name: str, X: Any, *, url: str | None = None, proba: bool = False) -> pd.DataFrame:
@@ -272,14 +352,20 @@ def drift(
         raise DriftError(msg, f"Ask it something first: nbdeploy.predict({name!r}, X_new).")
     from nbdeploy import drift_report
 
-    labels = [column.label for column in signature.columns]
+    # What is private is not in the log; arrays have no distribution to compare.
+    compared = [column for column in signature.logged if not column.shape]
+    labels = [column.label for column in compared]
     answer = prediction_log.own_column("prediction", signature.names)
-    reference = subject.reference[labels]
-    current = log[[column.name for column in signature.columns]].set_axis(labels, axis=1)
-    expected = subject.expected["prediction"]
-    if pd.api.types.is_scalar(expected.iloc[0]) and log[answer].notna().all():
-        reference = reference.assign(**{answer: expected})
-        current = current.assign(**{answer: log[answer].astype(expected.dtype)})
+    whole, expected = subject.reference, subject.expected
+    reference = whole[labels]
+    current = log[[column.name for column in compared]].set_axis(labels, axis=1)
+    single = PREDICTION in expected and pd.api.types.is_scalar(expected[PREDICTION].iloc[0])
+    if single and log[answer].notna().all():
+        reference = reference.assign(**{answer: expected[PREDICTION]})
+        current = current.assign(**{answer: log[answer].astype(expected[PREDICTION].dtype)})
+    if not len(reference.columns):
+        msg = f"{name}:{live} has no column that can be compared: its inputs are arrays or private"
+        raise DriftError(msg, "See its predictions: nbdeploy.predictions(...).")
     if html_path is None:
         html_path = reports_folder(name) / f"drift-{live}-{datetime.now(timezone.utc):%Y%m%dT%H%M%S}.html"
     return drift_report.measure(
@@ -291,7 +377,9 @@ def drift(
 def status(name: str | None = None) -> pd.DataFrame:
     """What runs and what is saved: one row per name, or the one of `name`.
 
-    ``unreadable`` counts lines of the log that a fault of the disk has damaged.
+    ``unreadable`` counts lines of the log that a fault of the disk has damaged. ``stale`` says why what runs is not
+    what this notebook would deploy now: a cell that defines what the model needs was edited or run again, or a
+    package is another version here.
 
     Raises
     ------
@@ -317,10 +405,45 @@ def status(name: str | None = None) -> pd.DataFrame:
                 "since": running.since if running else "",
                 "predictions": prediction_log.size(known),
                 "unreadable": prediction_log.unreadable(known),
+                "stale": _stale(next((v for v in saved if running and v.version == running.version), None)),
             }
         )
-    columns = ["name", "state", "version", "candidates", "url", "pid", "since", "predictions", "unreadable"]
+    columns = ["name", "state", "version", "candidates", "url", "pid", "since", "predictions", "unreadable", "stale"]
     return pd.DataFrame(rows, columns=columns).set_index("name")
+
+
+def card(
+    name: str, version: str | None = None, *, sections: Mapping[str, str] | None = None, progress: bool = True
+) -> Card:
+    """Write the model card of a version: what is known about it, and what you say of it.
+
+    The first time, it is measured how much each column matters: in a fresh process, on at most 1,000 rows of the
+    stored sample, within about 20 s. ``card.md`` and ``card.html`` are in the version's folder and are no part of its
+    digest. What you write in ``card.md`` outside of the markers stays when the card is made again.
+
+    Parameters
+    ----------
+    version : str, optional
+        ``"v2"``; by default the live one, at first the newest.
+    sections : mapping, optional
+        Heading to Markdown, for example ``{"Intended use": "…"}``. Kept; a heading that is there already is replaced.
+
+    Returns
+    -------
+    Card
+        Shown inline in a notebook.
+
+    Raises
+    ------
+    NotFound
+    InputError
+        A section is no text.
+    """
+    from nbdeploy import model_card
+
+    subject = model_store.get(name, version or _live(name))
+    with steps("card", ["importance", "write"], progress) as step:
+        return model_card.make(subject, subject.files, sections, on_step=step)
 
 
 def logs(name: str, lines: int = 50) -> str:
@@ -335,6 +458,40 @@ def stop(name: str) -> Deployment:
     return stopped
 
 
+def delete(name: str, version: str) -> ModelVersion:
+    """Delete a version that is not in use, and its Bento. Its number is never used again; its log and evidence stay.
+
+    Parameters
+    ----------
+    version : str
+        ``"v2"``.
+
+    Raises
+    ------
+    NotFound
+    NbdeployError
+        It is the live version, or it is running.
+    """
+    check_name(name)
+    if not version:
+        msg = f"which version of {name!r} is to be deleted is not said"
+        raise NotFound(msg, f"Name one: {', '.join(known.version for known in model_store.versions(name)) or 'none'}.")
+    with lock("serve", name):
+        subject = model_store.get(name, version)
+        others = [known.version for known in model_store.versions(name) if known != subject]
+        instead = f"%deploy serve {name} {others[0]}" if others else "save another and serve that"
+        running = deployment.find(name)
+        if running is not None and running.version == subject.version:
+            msg = f"{subject.tag} is running at {running.url}"
+            raise NbdeployError(msg, f"Stop it first (%deploy stop {name}), then {instead}, and delete it then.")
+        if routing.live(name) == subject.version:
+            msg = f"{subject.tag} is the live version of {name!r}"
+            raise NbdeployError(msg, f"First {instead}, and delete it then.")
+        with bento.none_built(name):
+            version_file.remove(subject)
+    return subject
+
+
 # -- helpers ------------------------------------------------------------------------------------------------
 
 
@@ -347,6 +504,14 @@ def _live(name: str) -> str | None:
     """The live version, unless it was deleted."""
     live = routing.live(name)
     return live if live in {version.version for version in model_store.versions(name)} else None
+
+
+def _stale(version: ModelVersion | None) -> str:
+    if version is None:
+        return ""
+    pinned = (line.partition("==") for line in version.requirements if "==" in line)
+    changed = notebook_source.packages_changed({name: number for name, _, number in pinned})
+    return "; ".join([*notebook_source.stale(version.provenance.get("cells", [])), *changed])
 
 
 def _labelled_file(name: str, data: Any) -> str:

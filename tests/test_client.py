@@ -14,7 +14,7 @@ import pytest
 
 import nbdeploy
 from nbdeploy import client
-from nbdeploy.signature import Column, Signature, infer_columns
+from nbdeploy.signature import Column, Output, Signature, infer_columns
 from services import running
 
 
@@ -42,7 +42,7 @@ class Told:
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Any:
     def stand_in(frame: pd.DataFrame, **options: Any) -> Told:
-        service = Told(Signature(infer_columns(frame), output="int64"), **options)
+        service = Told(Signature(infer_columns(frame), outputs=(Output(dtype="int64"),)), **options)
         transport = httpx.MockTransport(service)
         monkeypatch.setattr(client, "_connect", lambda url: httpx.Client(base_url=url, transport=transport))
         return service
@@ -151,7 +151,7 @@ def test_several_predictions_per_row_are_served_asked_and_validated() -> None:
         result = nbdeploy.validate("several", parameters={"requests": 2}, progress=False)
 
     assert service.url
-    assert all(isinstance(value, list) for value in answers["prediction"])
+    assert all(value.dtype == "float64" and value.shape == (2,) for value in answers["prediction"])
     np.testing.assert_allclose(answers["prediction"].tolist(), model.predict(X.head(4)), rtol=1e-12)
     assert result.passed, result
     assert "rows with another prediction" in [one.name for one in result.checks]
@@ -160,4 +160,4 @@ def test_several_predictions_per_row_are_served_asked_and_validated() -> None:
 def test_rows_with_lists_of_several_lengths_are_answers() -> None:
     answer = {"predictions": [[1], [1, 2]], "prediction_ids": ["a", "b"], "version": "v1"}
 
-    assert client._answers(answer, Signature((), output="float64"))["prediction"].tolist() == [[1], [1, 2]]
+    assert client._answers(answer, Signature((), outputs=(Output(dtype="object"),)))["prediction"].tolist() == [[1], [1, 2]]

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 import nbdeploy
-from nbdeploy import artifact, prediction_log
+from nbdeploy import answers, artifact, prediction_log
 from nbdeploy.signature import Signature, infer_columns
 
 pytestmark = pytest.mark.usefixtures("importable")
@@ -29,7 +29,7 @@ def rehearsed(tmp_path):
     """``rehearsed(model, X, y=None)``: written and rehearsed as `save` does it, in this process."""
 
     def write(model, X, y=None):
-        artifact.write(tmp_path, model, X, y, {})
+        artifact.write(tmp_path, model, X, y)
         return artifact.rehearse(tmp_path, artifact.manifest(tmp_path))
 
     return write
@@ -190,20 +190,26 @@ def test_several_label_columns_are_one_line(labels, rehearsed):
 def test_one_column_of_labels_may_be_two_dimensional(rehearsed, tmp_path):
     rehearsed(Says(lambda a: a), NUMBERS, np.array([[1], [2], [3]]))
 
-    assert artifact.read_frame(tmp_path / artifact.LABELS)["label"].tolist() == [1, 2, 3]
+    assert artifact.read_frame(tmp_path / artifact.LABELS)["target"].tolist() == [1, 2, 3]
 
 
-def test_a_classifier_of_several_outputs_is_saved_as_one_without_probabilities(tmp_path):
+def test_a_classifier_of_several_targets_answers_with_the_probabilities_of_each():
     from sklearn.tree import DecisionTreeClassifier
 
-    frame = pd.DataFrame({"a": np.arange(8.0)})
-    labels = np.column_stack([np.arange(8) > 3, np.arange(8) % 2])
-    model = DecisionTreeClassifier(random_state=0).fit(frame, labels)
+    frame = pd.DataFrame({"a": np.arange(9.0)})
+    labels = pd.DataFrame({"big": np.arange(9) > 3, "kind": np.arange(9) % 3})
+    model = DecisionTreeClassifier(random_state=0, max_depth=2).fit(frame, labels)
 
-    version = nbdeploy.save(model, "several", frame)
+    nbdeploy.deploy(model, "several", frame, labels)
+    version = nbdeploy.versions("several")[0]
+    asked = nbdeploy.predict("several", frame, proba=True)
 
-    assert version.signature.classes is None
-    assert [list(row) for row in version.expected["prediction"]] == labels.tolist()
+    assert version.signature.classes == ((0, 1), (0, 1, 2))
+    assert version.labels.columns.tolist() == ["big", "kind"]
+    np.testing.assert_array_equal(np.stack(asked["prediction"]), model.predict(frame))
+    for target, scores in enumerate(model.predict_proba(frame)):
+        columns = [f"probability_{target}_{label}" for label in range(scores.shape[1])]
+        np.testing.assert_allclose(asked[columns], scores)
 
 
 @pytest.mark.parametrize(
@@ -226,12 +232,12 @@ def test_predictions_of_several_values_are_stored_and_rehearsed(say, rehearsed):
 def test_predictions_of_several_values_that_differ_are_found():
     want = pd.DataFrame({"prediction": [[1.0, 2.0], [3.0, 4.0]]})
 
-    assert artifact.first_difference(want, want.copy()) == ""
-    assert "row 1" in artifact.first_difference(want, pd.DataFrame({"prediction": [[1.0, 2.0], [3.0, 4.5]]}))
-    assert "row 1" in artifact.first_difference(want, pd.DataFrame({"prediction": [[1.0, 2.0], [3.0]]}))
-    assert "row 1" in artifact.first_difference(want, pd.DataFrame({"prediction": [[1.0, 2.0], 3.0]}))
+    assert answers.first_difference(want, want.copy()) == ""
+    assert "row 1" in answers.first_difference(want, pd.DataFrame({"prediction": [[1.0, 2.0], [3.0, 4.5]]}))
+    assert "row 1" in answers.first_difference(want, pd.DataFrame({"prediction": [[1.0, 2.0], [3.0]]}))
+    assert "row 1" in answers.first_difference(want, pd.DataFrame({"prediction": [[1.0, 2.0], 3.0]}))
     ragged = pd.DataFrame({"prediction": [[[1.0], [1.0, 2.0]]]})
-    assert artifact.first_difference(ragged, ragged.copy()) == ""
+    assert answers.first_difference(ragged, ragged.copy()) == ""
 
 
 # -- models that could never answer a request
@@ -240,13 +246,11 @@ def test_predictions_of_several_values_that_differ_are_found():
 @pytest.mark.parametrize(
     "say",
     [
-        lambda a: [decimal.Decimal(1)] * len(a),
         lambda a: np.array([1] * len(a), dtype="timedelta64[s]"),
-        lambda a: np.array([b"x"] * len(a), dtype=object),
         lambda a: np.squeeze(a.to_numpy()),
         lambda a: a.to_numpy() - a.mean(),
     ],
-    ids=["Decimal", "timedelta", "bytes", "squeezed", "depends on the other rows"],
+    ids=["timedelta", "squeezed", "depends on the other rows"],
 )
 def test_a_model_that_fails_on_json_is_not_saved(say, rehearsed):
     with pytest.raises(
@@ -263,13 +267,15 @@ def test_a_model_that_fails_on_json_is_not_saved(say, rehearsed):
         (lambda a: a.to_numpy() * 1j, NUMBERS),
         (lambda a: np.array(["\ud800"] * len(a), dtype=object), NUMBERS),
         (lambda a: np.array([{1, 2}] * len(a), dtype=object), NUMBERS),
+        (lambda a: [decimal.Decimal(1)] * len(a), NUMBERS),
+        (lambda a: np.array([b"x"] * len(a), dtype=object), NUMBERS),
         (lambda a: np.zeros(len(a)), pd.DataFrame({"a": pd.Series(["\ud800", "x"], dtype=object)})),
         (lambda a: np.zeros(len(a)), pd.DataFrame({"a": pd.cut([1, 2, 3], 2)})),
         (lambda a: np.zeros(len(a)), pd.DataFrame({"a": pd.Categorical(pd.to_datetime(["2013-01-01", "2013-01-02"]))})),
         (lambda a: np.zeros(len(a)), pd.DataFrame({"a": pd.arrays.SparseArray([0, 0, 1])})),
         (lambda a: [pd.Period("2013")] * len(a), NUMBERS),
     ],
-    ids=["complex", "surrogate answers", "sets", "surrogates", "intervals", "dates as categories", "sparse", "Period"],
+    ids=["complex", "surrogate answers", "sets", "Decimal", "bytes", "surrogates", "intervals", "dates as categories", "sparse", "Period"],
 )
 def test_what_cannot_be_stored_or_sent_is_one_line(say, frame, rehearsed):
     with pytest.raises(nbdeploy.SaveError) as refused:

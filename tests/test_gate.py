@@ -27,7 +27,7 @@ from nbdeploy import gate, home
 from nbdeploy.errors import GateError, NotFound
 from nbdeploy.gate_parameters import declared, fitted
 from nbdeploy.gate_result import Check, GateResult
-from nbdeploy.signature import Signature, infer_columns
+from nbdeploy.signature import Output, Signature, infer_columns
 
 WHO: dict[str, str] = {"deployment": "flight-delay", "version": "v1", "digest": "0123456789abcdef" * 4}
 CHECK = "import nbdeploy.gate as g\ng.check('accuracy', 0.9, at_least=0.8)"
@@ -553,7 +553,7 @@ def ask(service: Service, tmp_path: Path) -> Callable[..., GateResult]:
     """Run the default gate against the fake service, with a version stored only in its kernel."""
     columns = infer_columns(pd.DataFrame({"x": np.linspace(0, 1, 101), "kind": ["a"] * 101}))
     example = {"x": 0.5, "kind": "a"}
-    service.signature = Signature(columns, task="classification", output="bool", classes=(False, True), example=example)
+    service.signature = Signature(columns, task="classification", outputs=(Output(dtype="bool"),), classes=(False, True), example=example)
 
     def run_default(*faults: str, labels: bool = True, **parameters: object) -> GateResult:
         service.faults = faults

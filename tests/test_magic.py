@@ -98,7 +98,7 @@ def test_help_of_a_verb_needs_no_other_argument(shell):
         ("%deploy valdate x", "Did you mean 'validate'?"),
         ("%deploy modle --data X_train", "Did you mean 'model'?"),
         ("%deploy predict", "required: NAME, DATA"),
-        ("%deploy model --name x", "required: --data"),
+        ("%deploy save", "required: MODEL"),
         ("%deploy serve x --port many", "'many' is not a whole number"),
         ('%deploy status "x', "No closing quotation"),
         ("%deploy logs x --colour red", "unrecognized arguments: --colour red"),

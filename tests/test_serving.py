@@ -301,7 +301,7 @@ class Picky:
 def worker(tmp_path, monkeypatch):
     """A predictor for a `Picky` model, whose column ``word`` has too many values to be categories."""
     frame = pd.DataFrame({"x": [float(i) for i in range(300)], "word": [f"w{i}" for i in range(300)]})
-    artifact.write(tmp_path, Picky(), frame, None, {})
+    artifact.write(tmp_path, Picky(), frame)
     spec = tmp_path.parent / f"{tmp_path.name}-spec.json"
     spec.write_text(json.dumps({
         "name": "picky", "version": "v1", "path": str(tmp_path), "files": artifact.manifest(tmp_path),
