@@ -10,6 +10,8 @@ from .errors import PortBusy as PortBusy
 from .errors import RehearsalError as RehearsalError
 from .errors import SaveError as SaveError
 from .errors import ServiceError as ServiceError
+from .framework import Framework as Framework
+from .frameworks import register as register
 from .gate import Check as Check
 from .gate import GateResult as GateResult
 from .gate import check as check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,14 +75,14 @@ def predicted(raw: Any, rows: int, method: str) -> Predicted:
 def outputs_of(values: Predicted) -> tuple[Output, ...]:
     """What each output is, from one answer."""
     named = values if isinstance(values, dict) else {"": values}
-    return tuple(Output(name, _dtype_of(array), tuple(array.shape[1:])) for name, array in named.items())
+    return tuple(_output(name, array) for name, array in named.items())
 
 
 def rows_of(values: Predicted) -> list[Any]:
     """One plain JSON value per row: a value, a nested list, or an object where outputs have names."""
     if not isinstance(values, dict):
-        return jsonable(values)
-    columns = [jsonable(array) for array in values.values()]
+        return _json_rows(values)
+    columns = [_json_rows(array) for array in values.values()]
     return [dict(zip(values, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
@@ -110,7 +111,7 @@ def frame_of(
     named = values if isinstance(values, dict) else {"": values}
     # Text stays as the model gave it: pandas would look for a type of its own.
     data = {
-        Output(name).column: cells(array) if array.ndim > 1 or array.dtype.kind in "OU" else array
+        Output(name).column: cells(array) if array.ndim > 1 or array.dtype == object else _texts(array)
         for name, array in named.items()
     }
     frame = pd.DataFrame(data)
@@ -183,7 +184,11 @@ def first_difference(expected: pd.DataFrame, got: pd.DataFrame, tolerance: float
 
 
 def alike(want: Any, got: Any, tolerance: float = TOLERANCE) -> bool:
-    """Whether two cells say the same: numbers nearly, all else exactly, lists and objects part by part."""
+    """Whether two cells say the same: numbers nearly, all else exactly, lists and objects part by part.
+
+    A date is its ISO 8601 text, which is what JSON has of it.
+    """
+    want, got = (plain(value) if isinstance(value, (dt.date, np.generic)) else value for value in (want, got))
     if isinstance(want, dict) or isinstance(got, dict):
         both = isinstance(want, dict) and isinstance(got, dict) and want.keys() == got.keys()
         return both and all(alike(want[key], got[key], tolerance) for key in want)
@@ -219,12 +224,24 @@ def _columns_of(frame: Any) -> dict[str, Any]:
     if isinstance(frame, pd.DataFrame):
         return {str(label): frame.iloc[:, i] for i, label in enumerate(frame.columns)}
     if hasattr(frame, "column_names"):  # an Arrow table
-        return {name: frame.column(name).to_numpy() for name in frame.column_names}
-    return {str(name): frame[name].to_numpy() for name in frame.columns}  # Polars
+        return {name: _with_gaps(frame.column(name)) for name in frame.column_names}
+    return {str(name): _with_gaps(frame[name]) for name in frame.columns}  # Polars
+
+
+def _with_gaps(values: Any) -> Any:
+    """A column of Polars or Arrow; among its integers and booleans a missing one stays None, and they do not change."""
+    array = values.to_numpy()
+    kind = str(getattr(values, "type", getattr(values, "dtype", ""))).lower()
+    if array.dtype.kind in "fO" and kind.startswith(("int", "uint", "bool")):
+        return np.array(values.to_list() if hasattr(values, "to_list") else values.to_pylist(), dtype=object)
+    return array
 
 
 def _rows_of(raw: Any, rows: int, method: str) -> np.ndarray[Any, Any]:
     values = _array(raw)
+    if values.dtype == object and values.ndim == 1 and (gaps := np.asarray(pd.isna(values))).any():
+        values = values.copy()
+        values[gaps] = None  # JSON has but one missing value
     if not values.ndim or len(values) != rows:
         got = f"{len(values)} rows" if values.ndim else "one value"
         msg = f"the model's {method} answers {rows} rows with {got}"
@@ -235,8 +252,12 @@ def _rows_of(raw: Any, rows: int, method: str) -> np.ndarray[Any, Any]:
 def _array(raw: Any) -> np.ndarray[Any, Any]:
     if isinstance(raw, np.ndarray):
         return raw
-    if isinstance(raw, pd.Series) and isinstance(raw.dtype, pd.api.extensions.ExtensionDtype):
-        return _from_extension(raw)
+    if isinstance(raw, (pd.Series, pd.api.extensions.ExtensionArray)):
+        return _from_extension(pd.Series(raw)) if _extended(raw.dtype) else np.asarray(raw)
+    if hasattr(raw, "null_count"):  # a series of Polars, an array of Arrow
+        return np.asarray(_with_gaps(raw))
+    if hasattr(raw, "detach"):  # a tensor
+        return np.asarray(raw.detach().cpu().numpy())
     if hasattr(raw, "toarray"):  # a sparse matrix
         return np.asarray(raw.toarray())
     try:
@@ -244,14 +265,46 @@ def _array(raw: Any) -> np.ndarray[Any, Any]:
     except ValueError:  # lists of different lengths
         values = np.empty(len(raw), dtype=object)
         values[:] = raw
+    if values.dtype.kind == "U" and not isinstance(raw, pd.Index):
+        mixed = np.asarray(raw, dtype=object)
+        # NumPy makes text of the numbers among strings.
+        return values if all(isinstance(value, str) for value in mixed.ravel()) else mixed
     return values
+
+
+def _extended(dtype: Any) -> bool:
+    return isinstance(dtype, pd.api.extensions.ExtensionDtype)
 
 
 def _from_extension(series: pd.Series) -> np.ndarray[Any, Any]:
     plain_dtype = getattr(series.dtype, "numpy_dtype", None)
     if isinstance(plain_dtype, np.dtype) and plain_dtype.kind in "biuf" and not series.isna().any():
         return np.asarray(series.to_numpy(dtype=plain_dtype))
-    return np.asarray(series)
+    whole = pd.api.types.is_integer_dtype(series.dtype) or pd.api.types.is_bool_dtype(series.dtype)
+    # pandas may make floats of integers with gaps.
+    return np.asarray(series.astype(object) if whole else series)
+
+
+def _json_rows(values: np.ndarray[Any, Any]) -> list[Any]:
+    if values.dtype.kind == "M" and values.ndim > 1:  # of nanoseconds NumPy makes numbers
+        text = np.datetime_as_string(values).astype(object)
+        text[np.isnat(values)] = None
+        return list(text.tolist())
+    rows = jsonable(values)
+    return [nested(row) for row in rows] if values.dtype == object else rows
+
+
+def _texts(array: np.ndarray[Any, Any]) -> Any:
+    return cells(array.tolist()) if array.dtype.kind == "U" else array
+
+
+def _output(name: str, array: np.ndarray[Any, Any]) -> Output:
+    if array.dtype == object and array.ndim == 1 and len(array):
+        kinds = {(v.dtype, v.ndim) if isinstance(v, np.ndarray) else None for v in array}
+        one = kinds.pop()
+        if not kinds and one is not None and one[0].kind in "biuf" and one[1] == 1:  # vectors of several lengths
+            return Output(name, str(one[0]), (None,))
+    return Output(name, _dtype_of(array), tuple(array.shape[1:]))
 
 
 def _dtype_of(array: np.ndarray[Any, Any]) -> str:
@@ -263,14 +316,35 @@ def _typed(held: list[Any], output: Output) -> pd.Series:
     if output.shape and not output.as_json:
         shape = tuple(-1 if size is None else size for size in output.shape)
         return cells([np.asarray(value, dtype=output.dtype).reshape(shape) for value in held])
-    if output.shape or output.dtype in ("object", STRING):
+    if output.shape:
+        return cells([_array_of(value, output) for value in held])
+    if output.dtype in ("object", STRING):
         return cells(held)
+    if np.dtype(output.dtype).kind == "M":
+        moments = [np.datetime64("NaT") if value is None or value is pd.NaT else np.datetime64(value) for value in held]
+        return pd.Series(np.array(moments).astype(output.dtype))
     missing = [value is None for value in held]
     if any(missing):  # JSON has no NaN
         if np.dtype(output.dtype).kind != "f":
             return cells(held)
         held = [np.nan if gap else value for value, gap in zip(held, missing, strict=True)]
     return pd.Series(np.asarray(held).astype(output.dtype))
+
+
+def _array_of(value: Any, output: Output) -> Any:
+    """Nested lists as the array of text or objects that they were."""
+    if None in output.shape:
+        return value
+    if output.dtype == STRING:
+        return np.asarray(value, dtype=str)
+    shape = tuple(size for size in output.shape if size is not None)
+    array = np.empty(shape, dtype=object)
+    for place in np.ndindex(shape):
+        part = value
+        for index in place:
+            part = part[index]
+        array[place] = part
+    return array
 
 
 def nested(value: Any) -> Any:

@@ -25,7 +25,7 @@ from nbdeploy.answers import Predicted
 from nbdeploy.errors import RehearsalError, SaveError, did_you_mean
 from nbdeploy.frameworks import Framework
 from nbdeploy.home import bentoml_home, private_folder
-from nbdeploy.signature import Signature, Task, json_column, restore_missing
+from nbdeploy.signature import Signature, Task, build_column, json_column, restore_missing
 from nbdeploy.signature_tensors import flat_cells, restored_cells
 
 # Other batch sizes add up in another order; what JSON breaks is far further off than this.
@@ -179,7 +179,9 @@ def read_reference(folder: Path, signature: Signature) -> pd.DataFrame:
         if column.shape:
             frame[column.label] = restored_cells(column, frame[column.label].tolist())
             continue
-        if str(frame[column.label].dtype) != column.dtype:
+        if column.kind == "category":  # Parquet keeps neither unused ones nor every dtype
+            frame[column.label] = build_column(column, json_column(column, frame[column.label]))
+        elif str(frame[column.label].dtype) != column.dtype:
             frame[column.label] = frame[column.label].astype(column.dtype)
         if column.missing:
             frame[column.label] = restore_missing(frame[column.label], column)
@@ -295,7 +297,7 @@ def _rehearse_json(loaded: LoadedModel, rows: pd.DataFrame, expected: pd.DataFra
             msg, "In a service it would answer no such request; see error.details.", traceback.format_exc()
         ) from error
     try:
-        orjson.dumps([answers.rows_of(predictions), answers.score_rows(scores)])
+        orjson.dumps([answers.rows_of(predictions), answers.score_rows(scores)], option=orjson.OPT_SERIALIZE_NUMPY)
     except (TypeError, ValueError) as error:
         msg = f"{about}: its predictions cannot be sent: {error}"
         raise RehearsalError(msg, "Let predict return numbers, strings, booleans or datetimes.") from error

@@ -7,9 +7,10 @@ row of a sparse matrix). A `Training` reads any container into such a frame; `ha
 from __future__ import annotations
 
 import base64
+import json
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import pandas as pd
 from nbdeploy.errors import SaveError
 from nbdeploy.signature import Signature, infer_column, infer_columns
 from nbdeploy.signature_tensors import infer_cells, stacked
-from nbdeploy.signature_values import Column
+from nbdeploy.signature_values import MISSING, Column, missing_of
 
 MAX_REFERENCE_ROWS = 10_000
 MAX_REFERENCE_BYTES = 64 << 20  # of cells that are arrays: a sample of images must not be gigabytes
@@ -33,17 +34,20 @@ class Training:
     Attributes
     ----------
     container : str
-        What the model is handed: ``frame``, ``series``, ``array`` (of any rank), ``vector`` (of one), ``list``,
-        ``dict`` (of arrays), ``sparse``, ``polars`` or ``arrow``.
+        What the model is handed: ``frame``, ``series``, ``array`` (of any rank), ``vector`` (of one), ``tensor``
+        (PyTorch's, of any rank), ``list``, ``dict`` (of arrays), ``sparse``, ``polars`` or ``arrow``.
     detail : str
         What makes the same container again: a dtype, a class, a schema.
     parts : DataFrame or dict
         The data: a frame, or arrays and sparse matrices by the name of their column.
+    missing : mapping
+        Of an array of objects, which missing value each column held; see `Column.missing`.
     """
 
     container: str
     detail: str
     parts: pd.DataFrame | dict[str, Any]
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -60,8 +64,9 @@ class Training:
             It is empty, has doubled or nested labels, or holds what cannot travel as JSON.
         """
         if isinstance(self.parts, pd.DataFrame):
-            return infer_columns(self.parts)
-        return tuple(_column(name, part) for name, part in self.parts.items())
+            return tuple(replace(c, missing=self.missing.get(c.name, c.missing)) for c in infer_columns(self.parts))
+        found = (_column(name, part) for name, part in self.parts.items())
+        return tuple(replace(c, missing=self.missing.get(c.name, c.missing)) for c in found)
 
     def whole(self) -> pd.DataFrame:
         """All rows as a frame."""
@@ -94,7 +99,7 @@ def read(X: Any) -> Training:
     if isinstance(X, pd.DataFrame):
         return Training("frame", "", X)
     if isinstance(X, pd.Series):
-        return Training("series", "" if X.name is None else str(X.name), pd.DataFrame({str(X.name or TENSOR): X}))
+        return Training("series", "" if X.name is None else str(X.name), pd.DataFrame({_series_label(X): X}))
     if _is_from(X, "polars"):
         return _polars(X)
     if _is_from(X, "pyarrow"):
@@ -103,12 +108,9 @@ def read(X: Any) -> Training:
         return Training("sparse", _name_of(X), {TENSOR: _checked_sparse(X)})
     if isinstance(X, Mapping):
         return _mapping(X)
-    if isinstance(X, (list, tuple)) and X and all(isinstance(value, (str, dict)) for value in X):
-        if isinstance(X[0], dict):
-            msg = "X is a list of records"
-            raise SaveError(msg, "Pass pd.DataFrame(X), and a model that takes a frame.")
-        return Training("list", "", pd.DataFrame({TENSOR: pd.Series(list(X), dtype=object)}))
-    return _array(X)
+    if _is_from(X, "torch"):
+        return replace(_array(_numpy(X)), container="tensor")
+    return _list(X) if isinstance(X, (list, tuple)) else _array(X)
 
 
 def hand(frame: pd.DataFrame, signature: Signature) -> Any:
@@ -119,22 +121,21 @@ def hand(frame: pd.DataFrame, signature: Signature) -> Any:
     first = columns[0]
     values = frame.iloc[:, 0]
     if how == "series":
-        return values.rename(signature.detail or None).copy()
+        return values.rename(first.label if signature.detail else None).copy()
     if how == "list":
         return values.tolist()
-    if how == "vector":
-        return values.to_numpy(dtype=signature.detail, copy=True)
     if how == "sparse":
         from scipy import sparse
 
         return getattr(sparse, signature.detail)(stacked(first, values))
-    if how == "array":
-        return stacked(first, values) if first.shape else frame.to_numpy(dtype=signature.detail or None, copy=True)
+    if how == "tensor":
+        import torch
+
+        return torch.as_tensor(_handed_array(frame, signature))
+    if how in ("array", "vector"):
+        return _handed_array(frame, signature)
     if how == "dict":
-        return {
-            c.name: stacked(c, frame[c.label]) if c.shape else frame[c.label].to_numpy(dtype=c.element, copy=True)
-            for c in columns
-        }
+        return _handed_dict(frame, signature)
     return _table(frame, signature)
 
 
@@ -148,8 +149,17 @@ def sample_rows(count: int, limit: int = MAX_REFERENCE_ROWS) -> np.ndarray[Any, 
 # -- reading ------------------------------------------------------------------------------------------------
 
 
+def _list(X: Sequence[Any]) -> Training:
+    if not X or not all(isinstance(value, (str, dict)) for value in X):
+        return _array(X)
+    if isinstance(X[0], dict):
+        msg = "X is a list of records"
+        raise SaveError(msg, "Pass pd.DataFrame(X), and a model that takes a frame.")
+    return Training("list", "", pd.DataFrame({TENSOR: pd.Series(list(X), dtype=object)}))
+
+
 def _array(X: Any) -> Training:
-    array = X.detach().cpu().numpy() if _is_from(X, "torch") else np.asarray(X)
+    array = np.asarray(X)
     if not array.ndim or array.dtype.names or array.dtype.kind not in "biufUOM":
         what = f"{array.ndim} dimensions" if not array.ndim else f"the dtype {array.dtype}"
         msg = f"X is a {type(X).__name__} with {what}"
@@ -157,36 +167,79 @@ def _array(X: Any) -> Training:
     if not len(array):
         msg = "X has no row"
         raise SaveError(msg, "Pass the data that the model was fitted on.")
-    detail = "" if array.dtype.kind == "U" else str(array.dtype)
+    detail = _dtype_name(array.dtype)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # Parquet has no other
     if array.ndim == 1:
-        return Training("vector", detail or "str", pd.DataFrame({TENSOR: _plain_series(array)}))
+        return Training("vector", detail, pd.DataFrame({TENSOR: _plain_series(array)}), _gaps({TENSOR: array}))
     if array.ndim == 2 and array.shape[1] <= MAX_ARRAY_COLUMNS:
-        names = [f"{TENSOR}{i}" for i in range(array.shape[1])]
-        frame = pd.DataFrame(array, columns=names)
-        return Training("array", detail or "str", frame.infer_objects() if array.dtype == object else frame)
+        return Training("array", detail, *_array_columns(array))
     if array.dtype.kind in "OM":
         msg = f"X is an array of {array.ndim} dimensions with the dtype {array.dtype}"
         raise SaveError(msg, "Give it a numeric dtype, or pass a frame.")
     return Training("array", detail, {TENSOR: array})
 
 
+def _array_columns(array: np.ndarray[Any, Any]) -> tuple[pd.DataFrame, dict[str, str]]:
+    names = [f"{TENSOR}{i}" for i in range(array.shape[1])]
+    if array.dtype.kind not in "UO":
+        return pd.DataFrame(array, columns=names), {}
+    columns = {name: array[:, i] for i, name in enumerate(names)}
+    return pd.DataFrame({name: _plain_series(column) for name, column in columns.items()}), _gaps(columns)
+
+
+def _gaps(columns: Mapping[str, Any]) -> dict[str, str]:
+    objects = {name: part for name, part in columns.items() if part.ndim == 1 and part.dtype == object}
+    held = {name: missing_of(pd.Series(part, dtype=object)) for name, part in objects.items()}
+    return {name: gap for name, gap in held.items() if gap}
+
+
 def _plain_series(array: np.ndarray[Any, Any]) -> pd.Series:
-    return pd.Series(array, dtype=object if array.dtype.kind == "U" else None, copy=False)
+    if array.dtype.kind not in "UO":
+        return pd.Series(array, copy=False)
+    series = pd.Series(array, dtype=object)
+    held = pd.api.types.infer_dtype(series, skipna=True)
+    # Text stays as it is, with its own missing value: pandas would look for a type of its own.
+    if held in ("string", "empty"):
+        return series
+    whole = {"integer": "Int64", "boolean": "boolean"}.get(held)
+    return series.astype(whole) if whole and series.isna().any() else series.infer_objects()
+
+
+def _dtype_name(dtype: np.dtype[Any]) -> str:
+    return dtype.str if dtype.kind == "U" or not dtype.isnative else str(dtype)
+
+
+def _series_label(series: pd.Series) -> str | int:
+    if series.name is None:
+        return TENSOR
+    return series.name if isinstance(series.name, int) and not isinstance(series.name, bool) else str(series.name)
+
+
+def _numpy(tensor: Any) -> np.ndarray[Any, Any]:
+    try:
+        return np.asarray(tensor.detach().cpu().numpy())
+    except (TypeError, RuntimeError) as error:
+        msg = f"X is a tensor of {tensor.dtype}, which NumPy does not have"
+        raise SaveError(msg, "Pass X.float().") from error
 
 
 def _mapping(X: Mapping[Any, Any]) -> Training:
     parts: dict[str, Any] = {}
+    details: dict[str, str] = {}
     for label, given in X.items():
-        array = given.detach().cpu().numpy() if _is_from(given, "torch") else np.asarray(given)
-        if not isinstance(label, str) or not array.ndim or array.dtype.kind not in "biufUO":
+        tensor = _is_from(given, "torch")
+        array = _numpy(given) if tensor else np.asarray(given)
+        allowed = "biufUOM" if array.ndim == 1 else "biufU"
+        if not isinstance(label, str) or not array.ndim or array.dtype.kind not in allowed:
             msg = f"the input {label!r} of X is a {type(given).__name__} of dtype {array.dtype}"
             raise SaveError(msg, "Pass a dict of names to arrays whose first axis is the rows.")
-        parts[label] = array
+        details[label] = "tensor" if tensor else _dtype_name(array.dtype)
+        parts[label] = array.astype(array.dtype.newbyteorder("="), copy=False)
     lengths = {len(array) for array in parts.values()}
     if len(lengths) != 1 or 0 in lengths:
         msg = f"the inputs of X have {sorted(lengths)} rows"
         raise SaveError(msg, "Give every input one entry per row.")
-    return Training("dict", "", parts)
+    return Training("dict", json.dumps(details), parts, _gaps(parts))
 
 
 def _polars(X: Any) -> Training:
@@ -216,7 +269,7 @@ def _arrow(X: Any, container: str) -> Training:
     detail = base64.b64encode(schema.serialize().to_pybytes()).decode()
 
     def backed(kind: Any) -> Any:
-        return None if pa.types.is_dictionary(kind) else pd.ArrowDtype(kind)
+        return None if pa.types.is_dictionary(kind) or pa.types.is_nested(kind) else pd.ArrowDtype(kind)
 
     return Training(container, detail, table.to_pandas(types_mapper=backed, ignore_metadata=True))
 
@@ -262,21 +315,77 @@ def _bytes(part: Any) -> int:
 # -- handing over -------------------------------------------------------------------------------------------
 
 
+def _handed_array(frame: pd.DataFrame, signature: Signature) -> np.ndarray[Any, Any]:
+    first = signature.columns[0]
+    if first.shape:
+        stack = stacked(first, frame.iloc[:, 0])
+        return np.asarray(stack.astype(signature.detail, copy=False) if _is_foreign(signature.detail) else stack)
+    # A single column is a vector, unless it is the first of an array.
+    held = frame.iloc[:, 0] if first.name == TENSOR else frame
+    if signature.detail == "object":
+        return _objects(frame, signature).reshape(held.shape)
+    return _of_dtype(held, signature.detail)
+
+
+def _of_dtype(values: Any, name: str) -> np.ndarray[Any, Any]:
+    dtype = np.dtype(name or values.to_numpy().dtype)
+    if dtype.kind != "U":
+        return np.asarray(values.to_numpy(dtype=dtype, copy=True))
+    array = values.to_numpy(dtype=str)  # as wide as its longest text, and no narrower than in training
+    return np.asarray(array.astype(dtype) if array.dtype.itemsize < dtype.itemsize else array)
+
+
+def _objects(frame: pd.DataFrame, signature: Signature) -> np.ndarray[Any, Any]:
+    return np.column_stack([_object(frame[c.label], c) for c in signature.columns])
+
+
+def _object(values: pd.Series, column: Column) -> np.ndarray[Any, Any]:
+    array = np.array(values.to_numpy(dtype=object), dtype=object)
+    if column.missing:
+        array[values.isna().to_numpy()] = MISSING[column.missing]
+    return array
+
+
+def _is_foreign(name: str) -> bool:
+    return bool(name) and not np.dtype(name).isnative
+
+
+def _handed_dict(frame: pd.DataFrame, signature: Signature) -> dict[str, Any]:
+    details = json.loads(signature.detail or "{}")
+    found: dict[str, Any] = {}
+    for column in signature.columns:
+        values, detail = frame[column.label], details.get(column.name, "")
+        dtype = str(column.element) if detail in ("", "tensor") and column.element is not object else detail
+        if column.shape:
+            array = stacked(column, values)
+            array = array.astype(dtype, copy=False) if _is_foreign(dtype) else array
+        elif dtype in ("", "object"):
+            array = _object(values, column)
+        else:
+            array = _of_dtype(values, dtype)
+        if detail == "tensor":
+            import torch
+
+            array = torch.as_tensor(array)
+        found[column.name] = array
+    return found
+
+
 def _table(frame: pd.DataFrame, signature: Signature) -> Any:
     import pyarrow as pa
 
     schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(signature.detail)))
     arrays = []
-    for column, field in zip(signature.columns, schema, strict=True):
+    for column, kept in zip(signature.columns, schema, strict=True):
         values = frame[column.label]
-        if pa.types.is_dictionary(field.type):
+        if pa.types.is_dictionary(kept.type):
             words = values.astype(object).where(values.notna(), None)
-            arrays.append(pa.array(words, type=field.type.value_type, from_pandas=True).dictionary_encode())
+            arrays.append(pa.array(words, type=kept.type.value_type, from_pandas=True).dictionary_encode())
         else:
-            arrays.append(pa.array(values, type=field.type, from_pandas=True))
+            arrays.append(pa.array(values, type=kept.type, from_pandas=True))
     if signature.container == "polars":
         return _polars_frame(arrays, schema)
-    types = [(a.cast(field.type) if a.type != field.type else a) for a, field in zip(arrays, schema, strict=True)]
+    types = [(a.cast(each.type) if a.type != each.type else a) for a, each in zip(arrays, schema, strict=True)]
     return pa.Table.from_arrays(types, schema=schema)
 
 

@@ -37,7 +37,7 @@ class ScikitLearn(Framework):
 
 
 class Skops(ScikitLearn):
-    """scikit-learn without pickle; BentoML has no module for it."""
+    """The same without pickle. BentoML has no module for it."""
 
     format = "skops"
     by_default = False
@@ -166,11 +166,14 @@ def _plain_parameters(model: Any) -> dict[str, Any]:
 
 
 class LightGBM(Framework):
-    """A `Booster`, categories of a frame included."""
+    """A `Booster`, categories of a frame included.
+
+    BentoML names the file as if it were binary; it is text.
+    """
 
     name = "LightGBM"
     format = "text"
-    stored = "`saved_model.ubj` (named as BentoML names it; it is LightGBM's text)"
+    stored = "`saved_model.ubj`"
     guarantee = "LightGBM's own text format: later LightGBM versions read it, and loading runs no code."
     bentoml = "bentoml.lightgbm"
 

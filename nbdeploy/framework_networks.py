@@ -27,7 +27,8 @@ class PyTorch(Framework):
 
     It gets tensors: an array with its dtype, a frame of numbers with the dtype of the module's parameters (all
     integers stay integers), a dict by the names of ``forward``'s arguments where they are the same, text as it is. A
-    module with a ``predict`` of its own gets there what it was saved with.
+    module with a ``predict`` of its own gets there what it was saved with. BentoML's module has to be told
+    ``load_model(tag, weights_only=False)``.
     """
 
     name = "PyTorch"
@@ -36,7 +37,7 @@ class PyTorch(Framework):
         "The module itself by `torch.save`, classes of the notebook included. Loads on a CPU with the Python and the "
         "PyTorch it was saved with; loading runs code."
     )
-    bentoml = "bentoml.pytorch"  # with load_model(tag, weights_only=False)
+    bentoml = "bentoml.pytorch"
 
     def owns(self, model: Any) -> bool:
         # A script cannot be pickled, and what Keras does with PyTorch is Keras'.

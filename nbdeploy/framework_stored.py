@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 import traceback
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,18 +246,16 @@ _URI = re.compile(r"(runs|models|mlflow-artifacts|file|s3|gs|wasbs|abfss|hdfs|db
 
 @dataclass(frozen=True)
 class MlflowModel:
-    """A loaded MLflow model and the folder of its files; `keeper` holds a folder that was downloaded."""
+    """A loaded MLflow model and the folder of its files."""
 
     pyfunc: Any
     folder: Path
-    keeper: Any = None
 
 
 class Mlflow(Framework):
     """What MLflow has logged or saved, by its folder or URI, asked through ``mlflow.pyfunc``.
 
-    A loaded `PyFuncModel` of a run or a registry is found again; one of a folder is not. BentoML has no module of
-    its own for it that loads a folder.
+    A loaded `PyFuncModel` of a run or a registry is found again; one of a folder is not.
     """
 
     name = "MLflow"
@@ -266,7 +265,7 @@ class Mlflow(Framework):
         "A copy of the folder: it needs no tracking server any more. Loads with the packages that MLflow noted; "
         "loading runs code."
     )
-    bentoml = ""
+    bentoml = "bentoml.mlflow"
     lasting = True  # the code and the artifacts in the folder may be read at any time
 
     def owns(self, model: Any) -> bool:
@@ -277,10 +276,18 @@ class Mlflow(Framework):
     def subject(self, model: Any) -> Any:
         if isinstance(model, MlflowModel):
             return model
-        if not isinstance(model, (str, Path)):
-            return MlflowModel(model, *_downloaded(_uri_of(model)))
-        folder, keeper = (found, None) if (found := _folder_of(model)) else _downloaded(str(model))
-        return MlflowModel(_loaded(folder), folder, keeper)
+        here = isinstance(model, (str, Path))
+        if here and (found := _folder_of(model)):
+            return MlflowModel(_loaded(found), found)
+        place = Path(tempfile.mkdtemp(prefix="nbdeploy-mlflow-"))
+        try:
+            folder = _downloaded(str(model) if here else _uri_of(model), place)
+            held = MlflowModel(_loaded(folder) if here else model, folder)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        weakref.finalize(held, shutil.rmtree, place, ignore_errors=True)
+        return held
 
     def save(self, model: Any, folder: Path) -> Mapping[str, Any]:
         shutil.copytree(model.folder, folder / MLFLOW_FOLDER, ignore=shutil.ignore_patterns("__pycache__"))
@@ -332,7 +339,6 @@ def _folder_of(model: str | Path) -> Path | None:
 def _mlflow() -> Any:
     for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
         os.environ.setdefault(name, "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         import mlflow.artifacts
         import mlflow.pyfunc
@@ -351,19 +357,25 @@ def _loaded(folder: Path) -> Any:
         raise SaveError(msg, "mlflow.pyfunc.load_model(folder) must work.", traceback.format_exc()) from error
 
 
-def _downloaded(uri: str) -> tuple[Path, Any]:
+def _downloaded(uri: str, place: Path) -> Path:
     mlflow = _mlflow()
-    keeper = tempfile.TemporaryDirectory(prefix="nbdeploy-mlflow-")
+    bar = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
+    before = os.environ.get(bar)
+    os.environ[bar] = "false"
     try:
-        path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=keeper.name)
+        path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(place))
     except Exception as error:  # any store's errors
         msg = f"MLflow finds no model at {uri}: {type(error).__name__}: {error}"
         raise SaveError(msg, "Is MLFLOW_TRACKING_URI the one that it was logged to?") from error
+    finally:
+        os.environ.pop(bar)
+        if before is not None:
+            os.environ[bar] = before
     folder = _folder_of(path)
     if folder is None:
         msg = f"there is no MLmodel file at {uri}"
         raise SaveError(msg, "Name the model's own folder: runs:/RUN_ID/NAME or models:/NAME/VERSION.")
-    return folder, keeper
+    return folder
 
 
 def _uri_of(pyfunc: Any) -> str:

@@ -5,6 +5,7 @@ The first that owns a model takes it, plain Python objects come last. `register`
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,7 +114,8 @@ def table() -> list[dict[str, str]]:
     -------
     list of dict
         With the keys ``framework``, ``format``, ``default`` (``yes``, or ``format="..."`` to ask for it), ``stored``,
-        ``guaranteed``, ``bentoml`` (BentoML's own module that loads it, or why none does) and ``models``.
+        ``guaranteed``, ``bentoml`` (BentoML's own module that loads it, or ''), ``bentoml_note`` (what it needs, or
+        why there is none) and ``models``.
     """
     return [
         {
@@ -123,9 +125,11 @@ def table() -> list[dict[str, str]]:
             "stored": framework.stored,
             "guaranteed": framework.guarantee,
             "bentoml": framework.bentoml,
-            "models": " ".join((type(framework).__doc__ or "").split("\n\n")[0].split()),
+            "bentoml_note": " ".join(sentence for sentence in said if sentence.startswith("BentoML")),
+            "models": said[0],
         }
         for framework in built_in()
+        for said in [_sentences(framework)]
     ]
 
 
@@ -138,6 +142,12 @@ def can_be_asked(framework: Framework, model: Any) -> None:
         if hasattr(model, "fit_predict"):
             raise SaveError(msg, "It can only label the rows it was fitted on; choose a model that predicts new ones.")
         raise SaveError(msg, "Pass a fitted model, or a function that takes the rows and returns one answer for each.")
+
+
+def _sentences(framework: Framework) -> list[str]:
+    if type(framework) is Framework:
+        return ["Anything else with `predict`, and anything that can be called."]
+    return re.split(r"(?<=\.) ", " ".join(str(type(framework).__doc__).split()))
 
 
 def _key(framework: Framework) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from nbdeploy.signature_values import (
     jsonable,
     missing_of,
     plain,
+    plain_floats,
     problem,
     restore_missing,
     shape_text,
@@ -362,7 +363,7 @@ def refusal(problems: Sequence[dict[str, Any]]) -> InputError:
 
 
 _SPLIT = {"columns", "data"}
-UNNAMED = ("array", "vector", "list", "series", "sparse")  # containers whose columns have no names of their own
+UNNAMED = ("array", "vector", "tensor", "list", "series", "sparse")  # containers whose columns have no names of their own
 
 
 def _tuple(values: Any) -> Any:
@@ -407,8 +408,9 @@ def infer_column(label: Any, series: pd.Series) -> Column:
     if _holds_arrays(series):
         return _infer_array_column(label, series, integer_label=integer_label)
     kind = _kind(label, series)
-    nullable = bool(series.isna().any())
-    present = series.dropna()
+    numeric = plain_floats(series)
+    nullable = bool(numeric.isna().any())
+    present = numeric.dropna()
     facts: dict[str, Any] = {}
     if kind in ("int", "float") and len(present):
         numbers = present.to_numpy(dtype="float64")

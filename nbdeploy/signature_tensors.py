@@ -45,6 +45,8 @@ def flat_cells(column: Column, values: Sequence[Any]) -> pd.Series:
     flat: list[Any]
     if column.cells == "sparse":
         flat = [{"indices": row.indices, "values": row.data} for row in values]
+    elif column.shape.count(None) > 1:  # its size alone does not tell its shape
+        flat = [None if v is None else np.asarray(v).tolist() for v in values]
     else:
         flat = [None if v is None else np.asarray(v, dtype=_numpy(column)).ravel() for v in values]
     held = np.empty(len(flat), dtype=object)
@@ -54,6 +56,8 @@ def flat_cells(column: Column, values: Sequence[Any]) -> pd.Series:
 
 def restored_cells(column: Column, values: Sequence[Any]) -> pd.Series:
     """What `flat_cells` was given."""
+    if column.shape.count(None) > 1:
+        values = [None if v is None else _lists(v) for v in values]
     return build_cells(column, values)
 
 
@@ -63,7 +67,7 @@ def stacked(column: Column, values: Sequence[Any]) -> Any:
         from scipy import sparse
 
         return sparse.vstack([*values], format="csr")
-    return np.stack([*values]).astype(_numpy(column), copy=False)
+    return _of_dtype(np.stack([*values]), column)
 
 
 # -- helpers ------------------------------------------------------------------------------------------------
@@ -71,6 +75,18 @@ def stacked(column: Column, values: Sequence[Any]) -> Any:
 
 def _numpy(column: Column) -> Any:
     return object if column.kind == "string" else np.dtype(column.dtype)
+
+
+def _of_dtype(array: np.ndarray[Any, Any], column: Column) -> np.ndarray[Any, Any]:
+    dtype = np.dtype(column.dtype)
+    if dtype.kind != "U":
+        return array.astype(_numpy(column), copy=False)
+    text = array.astype(str)  # as wide as its longest text, and no narrower than in training
+    return text.astype(dtype) if text.dtype.itemsize < dtype.itemsize else text
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(part) for part in value] if isinstance(value, (list, np.ndarray)) else value
 
 
 def _listed(value: Any) -> Any:
@@ -83,7 +99,7 @@ def _cell(column: Column, value: Any) -> Any:
     array = np.asarray(value, dtype=_numpy(column))
     if column.shape.count(None) < 2:
         array = array.reshape(tuple(-1 if size is None else size for size in column.shape))
-    return array.tolist() if column.cells == "list" else array
+    return array.tolist() if column.cells == "list" else _of_dtype(array, column)
 
 
 def _sparse_row(column: Column, value: Any) -> Any:
@@ -191,7 +207,7 @@ def _got(value: Any) -> str:
 def infer_cells(values: np.ndarray[Any, Any]) -> dict[str, Any]:
     """What a column of arrays, shape (rows, ...), is: the facts of its `Column`."""
     kind = {"b": "bool", "i": "int", "u": "int", "f": "float", "U": "string", "O": "string"}[values.dtype.kind]
-    facts: dict[str, Any] = {"kind": kind, "dtype": "object" if kind == "string" else str(values.dtype)}
+    facts: dict[str, Any] = {"kind": kind, "dtype": values.dtype.str if values.dtype.kind == "U" else str(values.dtype)}
     if kind in ("int", "float") and values.size:
         low, high, finite = math.inf, -math.inf, True
         for block in np.array_split(values, max(1, values.nbytes >> 26)):  # an image set may fill the memory as it is

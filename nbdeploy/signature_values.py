@@ -43,8 +43,9 @@ class Column:
     integer_label : bool
         The frame's own label is the integer behind `name`.
     missing : str
-        Which missing value an object column held in training: ``None``, ``nan`` or ``NA``; '' for every
-        other column, whose dtype has only one. Where a column held several, the most frequent one.
+        Which missing value an object column held in training: ``None``, ``nan`` or ``NA``; ``nan`` for Arrow's
+        floats that held it; '' for every other column, whose dtype has only one. Where a column held several,
+        the most frequent one.
     longest : int or None
         Characters of the longest string seen in training; a longer one is served.
     shape : tuple of int or None
@@ -154,6 +155,9 @@ def _travels(value: Any) -> bool:
 
 def missing_of(series: pd.Series) -> str:
     """The missing value of an object column, by name. See `Column.missing`."""
+    if _is_arrow_float(series.dtype):
+        gaps, nulls = int(plain_floats(series).isna().sum()), int(series.isna().sum())
+        return "nan" if gaps > 2 * nulls else ""
     if series.dtype != object:
         return ""
     held = [_missing_name(value) for value in series[series.isna()]]
@@ -162,18 +166,18 @@ def missing_of(series: pd.Series) -> str:
 
 def restore_missing(series: pd.Series, column: Column) -> pd.Series:
     """`series` with the missing value that the training frame had, where its dtype allows several."""
-    if not column.missing or not series.isna().any():
+    if not column.missing or column.dtype != "object" or not series.isna().any():
         return series
     values = series.astype(object).to_numpy(copy=True)
-    values[series.isna().to_numpy()] = _MISSING.get(column.missing)
+    values[series.isna().to_numpy()] = MISSING.get(column.missing)
     return pd.Series(values, index=series.index, name=series.name, dtype=object)
 
 
-_MISSING: dict[str, Any] = {"None": None, "nan": math.nan, "NA": pd.NA}
+MISSING: dict[str, Any] = {"None": None, "nan": math.nan, "NA": pd.NA}
 
 
 def _missing_name(value: Any) -> str:
-    return next((name for name, known in _MISSING.items() if value is known), "nan")
+    return next((name for name, known in MISSING.items() if value is known), "nan")
 
 
 def build_series(column: Column, values: Sequence[Any]) -> pd.Series:
@@ -194,7 +198,29 @@ def build_series(column: Column, values: Sequence[Any]) -> pd.Series:
         values = [math.nan if value is None else value for value in values]
     if column.kind == "int":
         values = [None if value is None else int(value) for value in values]
+    if column.missing == "nan" and column.dtype.endswith("[pyarrow]"):
+        return _arrow_floats(column, values)
     return restore_missing(pd.Series(values, dtype=column.dtype), column)
+
+
+def _arrow_floats(column: Column, values: Sequence[Any]) -> pd.Series:
+    # pandas would make nulls of NaN.
+    import pyarrow as pa
+
+    dtype: Any = pd.api.types.pandas_dtype(column.dtype)
+    array = pa.array([math.nan if value is None else value for value in values], type=dtype.pyarrow_dtype)
+    return pd.Series(pd.arrays.ArrowExtensionArray(array))
+
+
+def _is_arrow_float(dtype: Any) -> bool:
+    return isinstance(dtype, pd.ArrowDtype) and dtype.kind == "f"
+
+
+def plain_floats(series: pd.Series) -> pd.Series:
+    """`series`; Arrow's floats, among which NaN is not null, as NumPy's."""
+    if not _is_arrow_float(series.dtype):
+        return series
+    return pd.Series(series.to_numpy(dtype="float64", na_value=math.nan), index=series.index)
 
 
 def _index(known: list[Any], column: Column) -> Any:

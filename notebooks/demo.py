@@ -40,7 +40,7 @@ def main() -> int:
     verdict = json.loads(gate.with_suffix(".json").read_text())
     drift = nbdeploy.drift(NAME, html_path=report)
     drifted = list(drift.columns.index[drift.columns["drifted"].fillna(value=False).astype(bool)])
-    row = json.dumps(dict(nbdeploy.versions(NAME)[0].signature.example))
+    row = json.dumps(dict(nbdeploy.versions(NAME)[0].signature.shown().example))
     lines = [
         f"  {NAME}:{service['version']} is {service['state']}",
         "",
@@ -48,6 +48,7 @@ def main() -> int:
         f"  answered     {service['predictions']:,} predictions, all in its log",
         f"  gate         {'passed' if verdict['passed'] else 'FAILED'}: {len(verdict['checks'])} checks",
         f"  evidence     {gate}",
+        f"  card         {service['url']}/card",
         f"  drift        {len(drifted)} of {len(drift.columns)} columns: {', '.join(map(str, drifted))}",
         f"  full report  {report}",
         f"  notebook     {executed}",

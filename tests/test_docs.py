@@ -14,11 +14,13 @@ import papermill
 import pytest
 
 import nbdeploy
-from nbdeploy import __main__, verbs
+from nbdeploy import __main__, frameworks, verbs
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 VERBS_PAGE = ROOT / "docs" / "verbs.md"
+FRAMEWORKS_PAGE = ROOT / "docs" / "frameworks.md"
+SAVING_PAGE = ROOT / "docs" / "saving.md"
 
 SETUP = """
 from sklearn.compose import make_column_transformer
@@ -57,6 +59,29 @@ def verbs_page() -> str:
     return "\n".join(parts)
 
 
+def frameworks_page() -> str:
+    """docs/frameworks.md, from the frameworks themselves. `python tests/test_docs.py` writes it."""
+    lines = [
+        "# Frameworks\n",
+        "Which models `save` takes, how each is stored, and what holds when it is loaded elsewhere. The first row that fits a",
+        "model is the one that counts. A library is imported only when the model comes from it. The rehearsal proves every",
+        "version in a fresh process, whatever its format. `nbdeploy.register` adds a framework of yours.\n",
+        "| framework | format | models | stored as | guaranteed | BentoML's own module that loads it |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in frameworks.table():
+        asked = row["format"] if row["default"] == "yes" else f"`{row['default']}`"
+        module = f"`{row['bentoml']}`" if row["bentoml"] else ""
+        cells = (row["framework"], asked, row["models"].replace("``", "`"), row["stored"], row["guaranteed"],
+                 f"{module} {row['bentoml_note']}".replace("``", "`").strip())  # fmt: skip
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def test_every_framework_is_documented():
+    assert FRAMEWORKS_PAGE.read_text() == frameworks_page(), "run: python tests/test_docs.py"
+
+
 def test_every_verb_and_option_is_documented():
     assert VERBS_PAGE.read_text() == verbs_page(), "run: python tests/test_docs.py"
 
@@ -85,18 +110,36 @@ def test_links_in_the_docs_lead_somewhere():
             assert (page.parent / link).exists(), (page.name, link)
 
 
+def _run(blocks, folder):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in [SETUP, *blocks]])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, folder / "page.ipynb")
+    papermill.execute_notebook(
+        str(folder / "page.ipynb"), str(folder / "executed.ipynb"), progress_bar=False, cwd=str(folder)
+    )
+
+
+@pytest.mark.timeout(240)
+def test_the_code_in_the_page_about_saving_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
+
+    _run(["import nbdeploy", *_blocks(SAVING_PAGE)], tmp_path)
+
+    assert [version.version for version in nbdeploy.versions("flight-delay")] == ["v1"]
+    assert nbdeploy.versions("flight-delay-copy") == []
+
+
+def _blocks(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
 @pytest.mark.timeout(240)
 def test_the_code_in_the_readme_runs(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    # The first block is the promise, the rest is the story: it deploys once.
-    cells = [SETUP, "%load_ext nbdeploy", *blocks[1:]]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, tmp_path / "readme.ipynb")
 
-    papermill.execute_notebook("readme.ipynb", "executed.ipynb", progress_bar=False, cwd=str(tmp_path))
+    # The first block is the promise, the rest is the story: it deploys once.
+    _run(["%load_ext nbdeploy", *_blocks(README)[1:]], tmp_path)
 
     commands = re.findall(r"^\$ nbdeploy (.*)$", README.read_text(), re.MULTILINE)
     assert len(commands) == 4
@@ -114,3 +157,4 @@ def test_the_demo_script_says_what_it_needs():
 
 if __name__ == "__main__":
     VERBS_PAGE.write_text(verbs_page())
+    FRAMEWORKS_PAGE.write_text(frameworks_page())

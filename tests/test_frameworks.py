@@ -13,9 +13,11 @@ from kernels import CellError, kernel
 
 # What every notebook below starts with: tables of numbers and words, and how answers are compared.
 START = """
-import warnings; warnings.simplefilter("ignore")
+import uuid, warnings; warnings.simplefilter("ignore")
+from contextlib import contextmanager
 import numpy as np, pandas as pd
 import nbdeploy
+from nbdeploy import deployment
 rng = np.random.default_rng(0)
 X = pd.DataFrame({"a": rng.normal(size=60), "b": rng.normal(size=60)})
 mixed = X.assign(word=rng.choice(["u", "v", "w"], 60))
@@ -44,12 +46,19 @@ def check_probabilities(answers):
         for k, label in enumerate(labels):
             np.testing.assert_allclose(answers[f"{prefix}{label}"], block[:, k], rtol=tolerance, atol=tolerance / 10)
 
-def check(data, **more):
-    nbdeploy.deploy(model, "it", data, progress=False, **more)
+@contextmanager
+def deployed(*what, **more):
+    name = f"it-{uuid.uuid4().hex[:8]}"
+    nbdeploy.deploy(what[0], name, *what[1:], progress=False, **more)
     try:
-        answers = nbdeploy.predict("it", data, proba=scores is not None)
+        yield name
     finally:
-        nbdeploy.stop("it")
+        deployment.stop(name)  # without the wait for its Bento, which nothing here needs
+
+def check(data, **more):
+    global scores
+    with deployed(model, data, **more) as name:
+        answers = nbdeploy.predict(name, data, proba=scores is not None)
     expected = live if isinstance(live, dict) else {"": live}
     found = {name for name in answers.columns if name.startswith("prediction") and name != "prediction_id"}
     assert found == {f"prediction_{name}" if name else "prediction" for name in expected}, found
@@ -57,6 +66,7 @@ def check(data, **more):
         same(answers[f"prediction_{name}" if name else "prediction"], np.asarray(want), f"output {name!r}")
     if scores is not None:
         check_probabilities(answers)
+        scores = None
 """
 
 # What is trained, what it answers itself (`live`, `scores` of `classes`), and the data that it is deployed with.
@@ -85,38 +95,32 @@ MODELS = {
         live = model.predict(X)
         check(X)
         """,
-    "a regressor with several targets": """
+    "scikit-learn with several targets": """
         from sklearn.ensemble import RandomForestRegressor
         model = RandomForestRegressor(n_estimators=3, random_state=0).fit(X, np.c_[X["a"], X["b"] * 2, y])
         live = model.predict(X)
         check(X)
-        """,
-    "a classifier with several targets": """
         from sklearn.tree import DecisionTreeClassifier
         model = DecisionTreeClassifier(max_depth=2, random_state=0).fit(X, np.c_[y, three])
         live, scores, classes = model.predict(X), model.predict_proba(X), model.classes_
         check(X)
         """,
-    "a clusterer": """
+    "a clusterer and an outlier detector": """
         from sklearn.cluster import KMeans
         model = KMeans(3, n_init=1, random_state=0).fit(X)
         live = model.predict(X)
         check(X)
-        """,
-    "an outlier detector": """
         from sklearn.ensemble import IsolationForest
         model = IsolationForest(n_estimators=5, random_state=0).fit(X)
         live = model.predict(X)
         check(X)
         """,
-    "a function of the notebook": """
+    "functions of the notebook": """
         shift = 3
         def model(frame):
             return frame["a"] * 2 + shift
         live = model(X).to_numpy()
         check(X)
-        """,
-    "a partial of a method of a class of the notebook": """
         import functools
         class Rule:
             def __init__(self):
@@ -127,7 +131,7 @@ MODELS = {
         live = model(mixed)
         check(mixed)
         """,
-    "XGBoost with categories and an early end": """
+    "XGBoost": """
         import xgboost
         tolerance = 1e-5
         frame = mixed.assign(word=mixed["word"].astype("category"))
@@ -136,19 +140,10 @@ MODELS = {
         assert model.best_iteration < 20
         live, scores, classes = model.predict(frame), model.predict_proba(frame), [0, 1]
         check(frame)
-        """,
-    "a booster of XGBoost": """
-        import xgboost
-        tolerance = 1e-5
-        frame = mixed.assign(word=mixed["word"].astype("category"))
         about = {"objective": "multi:softprob", "num_class": 3}
         model = xgboost.train(about, xgboost.DMatrix(frame, three, enable_categorical=True), 4)
         live = model.predict(xgboost.DMatrix(frame, enable_categorical=True))
         check(frame)
-        """,
-    "a subclass of XGBoost's of the notebook with another missing value": """
-        import xgboost
-        tolerance = 1e-5
         class Shifted(xgboost.XGBRegressor):
             def predict(self, X, **more):
                 return super().predict(X, **more) + 10
@@ -157,35 +152,28 @@ MODELS = {
         live = model.predict(data)
         check(data)
         """,
-    "LightGBM with words": """
+    "LightGBM": """
         import lightgbm
         frame = mixed.assign(word=mixed["word"].astype("category"))
         model = lightgbm.LGBMClassifier(n_estimators=4, min_child_samples=3, verbose=-1).fit(frame, words)
         live, scores, classes = model.predict(frame), model.predict_proba(frame), ["no", "yes"]
         check(frame)
-        """,
-    "a booster of LightGBM": """
-        import lightgbm
-        frame = mixed.assign(word=mixed["word"].astype("category"))
         model = lightgbm.train({"verbose": -1, "min_data_in_leaf": 3}, lightgbm.Dataset(frame, y), 4)
         live = model.predict(frame)
         check(frame)
         """,
-    "CatBoost with words and gaps": """
+    "CatBoost": """
         import catboost
         frame = mixed.copy(); frame.loc[::7, "a"] = np.nan
         model = catboost.CatBoostClassifier(iterations=4, verbose=False, allow_writing_files=False)
         model.fit(frame, np.array(["x", "y", "z"])[three], cat_features=["word"])
         live, scores, classes = model.predict(frame)[:, 0], model.predict_proba(frame), ["x", "y", "z"]
         check(frame)
-        """,
-    "a regressor of CatBoost": """
-        import catboost
         model = catboost.CatBoostRegressor(iterations=4, verbose=False, allow_writing_files=False).fit(floats, y)
         live = model.predict(floats)
         check(floats)
         """,
-    "a module of PyTorch in training": """
+    "PyTorch": """
         import torch
         tolerance = 1e-3
         class Net(torch.nn.Module):
@@ -200,10 +188,6 @@ MODELS = {
         model.train(); model.drop.eval()
         check(X)
         assert model.training and model.inner.training and not model.drop.training
-        """,
-    "a module of PyTorch with named inputs and outputs": """
-        import torch
-        tolerance = 1e-3
         class Two(torch.nn.Module):
             def __init__(self):
                 super().__init__()
@@ -216,10 +200,6 @@ MODELS = {
         with torch.no_grad():
             live = {k: v.numpy() for k, v in model(**{k: torch.tensor(v) for k, v in data.items()}).items()}
         check(data)
-        """,
-    "a script of PyTorch": """
-        import torch
-        tolerance = 1e-3
         model = torch.jit.trace(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh()), torch.tensor(floats))
         live = model(torch.tensor(floats)).detach().numpy()
         check(floats)
@@ -247,7 +227,7 @@ MODELS = {
         del os.environ["KERAS_BACKEND"]
         check(floats)
         """,
-    "an ONNX classifier": """
+    "ONNX": """
         from skl2onnx import to_onnx
         from sklearn.linear_model import LogisticRegression
         tolerance = 1e-3
@@ -255,8 +235,6 @@ MODELS = {
         model = to_onnx(fitted, floats[:1])
         live, scores, classes = fitted.predict(floats), fitted.predict_proba(floats), fitted.classes_
         check(floats)
-        """,
-    "an ONNX session with an input for each column": """
         import onnxruntime
         from skl2onnx import convert_sklearn
         from skl2onnx.common.data_types import FloatTensorType, StringTensorType
@@ -264,7 +242,6 @@ MODELS = {
         from sklearn.linear_model import LinearRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import OneHotEncoder
-        tolerance = 1e-3
         columns = make_column_transformer(("passthrough", ["a", "b"]), (OneHotEncoder(), ["word"]))
         fitted = make_pipeline(columns, LinearRegression()).fit(mixed, X["a"])
         kinds = {"a": FloatTensorType, "b": FloatTensorType, "word": StringTensorType}
@@ -272,11 +249,8 @@ MODELS = {
         model = onnxruntime.InferenceSession(proto.SerializeToString())
         live = fitted.predict(mixed).astype("float32")[:, None]
         check(mixed)
-        """,
-    "the path of an ONNX model with its weights in another file": """
         import onnx
         from onnx import TensorProto, helper, numpy_helper
-        tolerance = 1e-3
         weights = rng.normal(size=(2, 700)).astype("float32")
         nodes = [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Neg", ["y"], ["z"])]
         x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])
@@ -288,15 +262,13 @@ MODELS = {
         live = {"y": floats @ weights, "z": -(floats @ weights)}
         check(floats)
         """,
-    "results of statsmodels": """
+    "statsmodels": """
         import statsmodels.api as sm
         data = sm.add_constant(X)
         model = sm.GLM(three, data, family=sm.families.Poisson()).fit()
         live = model.predict(data).to_numpy()
         check(data)
         model.summary()
-        """,
-    "a formula of statsmodels with names of the notebook": """
         import statsmodels.formula.api as smf
         def twice(values):
             return 2 * values
@@ -317,9 +289,8 @@ MODELS = {
         model = pipeline("text-classification", model=network, tokenizer=tokenizer, top_k=None)
         texts = ["a good film", "the film was very bad", "bad"]
         own = model(texts)
-        nbdeploy.deploy(model, "it", texts, progress=False)
-        answers = nbdeploy.predict("it", texts)["prediction"]
-        nbdeploy.stop("it")
+        with deployed(model, texts) as name:
+            answers = nbdeploy.predict(name, texts)["prediction"]
         for told, wanted in zip(answers, own, strict=True):
             assert [each["label"] for each in told] == [each["label"] for each in wanted]
             np.testing.assert_allclose([each["score"] for each in told], [each["score"] for each in wanted], rtol=1e-3)
@@ -341,20 +312,17 @@ MODELS = {
         model = "stored"
         live = {"times": (X["a"].head(5) * 3).to_numpy(), "word": np.array(["x"] * 5)}
         import shutil
-        nbdeploy.save("stored", "it", progress=False)  # no X: the example was logged
-        shutil.rmtree("stored")
-        nbdeploy.serve("it", progress=False)
-        answers = nbdeploy.predict("it", X.head(5))
-        nbdeploy.stop("it")
+        with deployed("stored") as name:  # no X: the example was logged
+            shutil.rmtree("stored")
+            answers = nbdeploy.predict(name, X.head(5))
         same(answers["prediction_times"], live["times"], "times")
         same(answers["prediction_word"], live["word"], "word")
         """,
     "a model of a framework that the notebook brings": """
-        from nbdeploy import frameworks
         class Formula:
             def __init__(self, text):
                 self.text = text
-        class Formulas(frameworks.Framework):
+        class Formulas(nbdeploy.Framework):
             name, format, bentoml = "formulas", "txt", ""
             def owns(self, model):
                 return isinstance(model, Formula)
@@ -369,7 +337,7 @@ MODELS = {
                 return True
             def predict(self, model, inputs):
                 return inputs.eval(model.text)
-        frameworks.register(Formulas())
+        nbdeploy.register(Formulas())
         model = Formula("a * 2 + b")
         live = X.eval(model.text).to_numpy()
         check(X)
@@ -432,6 +400,11 @@ BENTOML = {
     "pytorch": ("import torch; model = torch.nn.Linear(2, 3)", "floats", {"weights_only": False}),
     "torchscript": ("import torch; model = torch.jit.script(torch.nn.Linear(2, 3))", "floats", {}),
     "onnx": ("import skl2onnx; model = skl2onnx.to_onnx(LinearRegression().fit(floats, y), floats[:1])", "floats", {}),
+    "mlflow": (
+        "import mlflow; mlflow.sklearn.save_model(LinearRegression().fit(X, y), 'm', pip_requirements=[]); model = 'm'",
+        "X",
+        {},
+    ),
 }
 ASK_THROUGH_BENTOML = """
 import json, sys, warnings; warnings.simplefilter("ignore")
