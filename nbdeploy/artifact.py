@@ -10,9 +10,9 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +25,7 @@ from nbdeploy.answers import Predicted
 from nbdeploy.errors import RehearsalError, SaveError, did_you_mean
 from nbdeploy.frameworks import Framework
 from nbdeploy.home import bentoml_home, private_folder
-from nbdeploy.signature import Signature, Task, build_column, json_column, restore_missing
+from nbdeploy.signature import Column, Signature, Task, build_column, json_column, restore_missing
 from nbdeploy.signature_tensors import flat_cells, restored_cells
 
 # Other batch sizes add up in another order; what JSON breaks is far further off than this.
@@ -110,6 +110,7 @@ def write(folder: Path, model: Any, X: Any, y: Any = None, options: Options | No
     columns = training.columns()
     if training.container in ("frame", "polars", "arrow"):
         _check_inputs(framework.inputs(model), [column.name for column in columns], model)
+    columns = tuple(_as_declared(column, framework.optional(model)) for column in columns)
     rows, reference = training.sample()
     draft = Signature(columns, training.container, training.detail).with_private(options.private)
     live = LoadedModel(model, draft, framework, options.tolerance)
@@ -143,7 +144,7 @@ def write(folder: Path, model: Any, X: Any, y: Any = None, options: Options | No
         msg = f"what the model takes and gives cannot be written as JSON: {error}"
         raise SaveError(msg, "Are its classes_ numbers or strings?") from error
     facts = {
-        "model": f"{type(model).__module__}.{type(model).__qualname__}", "framework": framework.name,
+        "model": _class_of(model, framework), "framework": framework.name,
         "format": framework.format, "rows": training.rows, "reference_rows": len(reference), "columns": len(columns),
         "code": sorted(code),
     }  # fmt: skip
@@ -368,6 +369,20 @@ def _ask(live: LoadedModel, reference: pd.DataFrame) -> tuple[Predicted, Any, pd
         msg = f"the model answers the same rows differently the second time: {difference}"
         raise SaveError(msg, "Fix its random_state, or allow a difference: save(..., tolerance=0.05).")
     return predictions, classes, answers.frame_of(predictions, scores, classes)
+
+
+def _as_declared(column: Column, optional: Collection[str]) -> Column:
+    # Only where the dtype has a missing value: NumPy's integers and booleans have none.
+    can = column.kind in ("float", "string", "category", "datetime") and not column.shape
+    if column.nullable or not can or column.name not in optional:
+        return column
+    return replace(column, nullable=True, missing="None" if column.dtype == "object" else "")
+
+
+def _class_of(model: Any, framework: Framework) -> str:
+    kind = type(model)
+    ours = kind.__module__.startswith("nbdeploy.")  # what stands for a stored model
+    return f"{framework.name} model" if ours else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _check_inputs(known: Sequence[str] | None, given: list[str], model: Any) -> None:

@@ -72,6 +72,9 @@ def build(version: ModelVersion) -> None:
             except BentoMLException as error:
                 msg = f"BentoML cannot build a Bento of {version.tag}: {error}"
                 raise NbdeployError(msg, "The version itself is saved and can be served.") from error
+            if wheels.is_dir():
+                # Its Dockerfile installs from here, before there is a src folder; elsewhere BentoML installs from src.
+                shutil.copytree(wheels, _path(version) / "env" / "python" / artifact.WHEELS)
 
 
 def wait(name: str, timeout: float = 60) -> None:

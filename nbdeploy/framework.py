@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -87,6 +87,10 @@ class Framework:
         """The names of the columns that the model was fitted on, where it knows them."""
         names = getattr(model, "feature_names_in_", None)
         return None if names is None else [str(name) for name in names]
+
+    def optional(self, model: Any) -> Collection[str]:
+        """The columns that may have missing values by the model's own account, whatever the training data has."""
+        return ()
 
     def parameters(self, model: Any) -> Mapping[str, Any]:
         """What the model was built with, by name."""

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import traceback
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -310,6 +310,12 @@ class Mlflow(Framework):
         if schema is None or not schema.has_input_names() or len(schema.required_input_names()) != len(schema.inputs):
             return None
         return [str(name) for name in schema.input_names()]
+
+    def optional(self, model: Any) -> Collection[str]:
+        schema = model.pyfunc.metadata.get_input_schema()
+        if schema is None or not schema.has_input_names():
+            return ()
+        return set(schema.input_names()) - set(schema.required_input_names())
 
     def parameters(self, model: Any) -> Mapping[str, Any]:
         meta = model.pyfunc.metadata

@@ -62,7 +62,7 @@ def to_mlflow(signature: Signature) -> dict[str, Any]:
     """
     return {
         "inputs": json.dumps(_mlflow_inputs(signature)),
-        "outputs": json.dumps([_mlflow_output(output) for output in signature.outputs]),
+        "outputs": json.dumps(_mlflow_outputs(signature.outputs)),
         "params": None,
     }
 
@@ -97,7 +97,7 @@ def from_mlflow(found: Any) -> Signature:
 def _property(column: Column) -> dict[str, Any]:
     basic = _TYPES.get(column.kind, "string")
     if column.kind == "category" and column.categories and not isinstance(column.categories[0], str):
-        basic = "number"
+        basic = "boolean" if isinstance(column.categories[0], bool) else "number"
     schema: dict[str, Any] = {"type": basic}
     if column.kind in ("datetime", "date"):
         schema["format"] = "date-time" if column.kind == "datetime" else "date"
@@ -129,11 +129,17 @@ def _from_property(name: str, facts: Any, required: bool) -> Column:
     while inner.get("type") == "array":
         low, high = inner.get("minItems"), inner.get("maxItems")
         shape.append(low if isinstance(low, int) and low == high else None)
-        inner, _ = _without_null(name, inner.get("items") or {})
+        items = inner.get("items")
+        if not isinstance(items, Mapping):
+            raise _unfit(name, facts)
+        inner, _ = _without_null(name, items)
     own = facts.get(OWN)
     if isinstance(own, Mapping):
         kept = {**own, "categories": None if own.get("categories") is None else tuple(own["categories"])}
-        return Column(name, nullable=nullable, shape=tuple(shape), **kept)
+        try:
+            return Column(name, nullable=nullable, shape=tuple(shape), **kept)
+        except TypeError as error:
+            raise _unfit(name, facts) from error
     kind = _kind_of(name, inner)
     words = inner.get("enum")
     dtype = str(np.dtype(_DTYPES[kind])) if shape or not nullable else _NULLABLE.get(kind, _DTYPES[kind])
@@ -149,6 +155,8 @@ def _without_null(name: str, facts: Mapping[str, Any]) -> tuple[Mapping[str, Any
     """A property's schema without the null that it may be, and whether it may."""
     for word in ("anyOf", "oneOf"):
         if choices := facts.get(word):
+            if not isinstance(choices, list) or not all(isinstance(choice, Mapping) for choice in choices):
+                raise _unfit(name, facts)
             others = [choice for choice in choices if choice.get("type") != "null"]
             if OWN in facts and others:  # a sparse row: a list, or indices and values
                 return others[0], len(others) < len(choices)
@@ -221,19 +229,21 @@ def _mlflow_word(column: Column) -> str:
         return "integer" if str(column.dtype).lower().lstrip("u") in ("int8", "int16", "int32") else "long"
     if column.kind == "float":
         return "float" if "32" in column.dtype or "16" in column.dtype else "double"
-    numbers = column.kind == "category" and column.categories and not isinstance(column.categories[0], str)
-    return (
-        "double"
-        if numbers
-        else {"bool": "boolean", "datetime": "datetime", "date": "datetime"}.get(column.kind, "string")
-    )
+    if column.kind == "category" and column.categories and not isinstance(column.categories[0], str):
+        return "boolean" if isinstance(column.categories[0], bool) else "double"
+    return {"bool": "boolean", "datetime": "datetime", "date": "datetime"}.get(column.kind, "string")
 
 
-def _mlflow_output(output: Output) -> dict[str, Any]:
-    named = {"name": output.name} if output.name else {}
-    if output.dtype in ("object", STRING):
-        return {"type": "string", "required": True, **named}
-    return {**_tensor(output.dtype, [-1, *(-1 if size is None else size for size in output.shape)]), **named}
+def _mlflow_outputs(outputs: Sequence[Output]) -> list[dict[str, Any]]:
+    if all(output.dtype in ("object", STRING) and not output.shape for output in outputs):
+        return [{"type": "string", "required": True, **({"name": o.name} if o.name else {})} for o in outputs]
+    # MLflow has either columns or tensors, never both.
+    shapes = [[-1, *(-1 if size is None else size for size in output.shape)] for output in outputs]
+    return [_tensor(_numpy_name(o.dtype), shape, o.name) for o, shape in zip(outputs, shapes, strict=True)]
+
+
+def _numpy_name(dtype: str) -> str:
+    return "object" if dtype == STRING else dtype
 
 
 def _parsed(value: Any) -> Any:
@@ -264,7 +274,12 @@ def _from_mlflow(facts: Mapping[str, Any], place: int) -> Column:
 
 def _tensor_columns(spec: Mapping[str, Any], single: str = "") -> tuple[Column, ...]:
     dtype = np.dtype("O" if spec["dtype"] in ("str", "object") else spec["dtype"])
-    kind: Any = {"b": "bool", "i": "int", "u": "int", "f": "float"}.get(dtype.kind, "string")
+    kind: Any = {"b": "bool", "i": "int", "u": "int", "f": "float", "M": "datetime", "U": "string", "O": "string"}.get(
+        dtype.kind
+    )
+    if kind is None:
+        msg = f"an input of this MLflow signature is a tensor of {dtype}"
+        raise SaveError(msg, "A column holds numbers, booleans, strings, datetimes, or lists of these.")
     inner = tuple(None if size == -1 else int(size) for size in spec["shape"][1:])
     if len(inner) == 1 and inner[0] is not None and not single:
         return tuple(Column(f"x{i}", kind, str(dtype)) for i in range(inner[0]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -565,3 +566,29 @@ def test_a_path_is_a_model_only_if_there_is_one(tmp_path: Path, monkeypatch):
     assert frameworks.find(tmp_path / "stored" / "MLmodel").name == "MLflow"
     with pytest.raises(SaveError, match="is not a model"):
         frameworks.find(tmp_path)
+
+
+def test_what_an_mlflow_signature_lets_be_missing_may_be_missing_in_a_request(tmp_path):
+    with kernel(tmp_path) as notebook:
+        notebook.run(
+            START
+            + textwrap.dedent("""
+            import mlflow
+
+            class Filled(mlflow.pyfunc.PythonModel):
+                def predict(self, context, model_input, params=None):
+                    return model_input["a"].fillna(0.0).to_numpy() * 2
+
+            gaps = X.assign(a=X["a"].mask(X.index < 5))
+            mlflow.pyfunc.save_model(
+                "gaps", python_model=Filled(), input_example=X.head(20),
+                signature=mlflow.models.infer_signature(gaps), pip_requirements=[],
+            )
+            with deployed("gaps") as name:  # no X: the example is the sample
+                version = nbdeploy.versions(name)[0]
+                assert version.provenance["rows"] == 20, version.provenance
+                assert {c.name: c.nullable for c in version.signature.columns} == {"a": True, "b": False}
+                answers = nbdeploy.predict(name, gaps)["prediction"]
+                np.testing.assert_array_equal(answers, gaps["a"].fillna(0.0) * 2)
+            """)
+        )

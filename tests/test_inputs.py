@@ -592,5 +592,5 @@ def model(X):
 
     report = nbdeploy.drift("embedded", html_path=notebook.folder / "report")
 
-    assert "a" in report.drifted_columns
-    assert "embedding" not in report.drifted_columns
+    assert bool(report.columns.loc["a", "drifted"])
+    assert list(report.columns.index) == ["a", "prediction"]

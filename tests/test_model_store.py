@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -109,6 +110,19 @@ def test_bentoml_lists_the_version_as_its_model_and_soon_as_its_bento():
     ]
 
     assert all(version.tag in listing for listing in done)
+
+
+def test_the_wheels_that_a_bento_asks_for_are_where_its_image_installs_from():
+    version = nbdeploy.save(Doubler(), "doubler", X)
+    bento.wait("doubler")
+    built = Path(os.environ["BENTOML_HOME"]) / "bentos" / "doubler" / "v1"
+    lines = (built / "env" / "python" / "requirements.txt").read_text().splitlines()
+
+    assert set(version.requirements) <= set(lines)
+    for line in lines:
+        if line.startswith("./"):
+            assert (built / "env" / "python" / line).is_file()
+            assert (built / "src" / line).is_file()
 
 
 def test_building_the_bento_installs_nothing():
