@@ -37,7 +37,10 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:  # a disk that is full or refuses
-        print(f"nbdeploy: {error}", file=sys.stderr)
+        if as_json:
+            print(json.dumps(NbdeployError(str(error)).to_dict()))
+        else:
+            print(f"nbdeploy: {error}", file=sys.stderr)
         return 1
 
 
@@ -111,7 +114,7 @@ def _model(path: Path) -> Any:
 
         with path.open("rb") as file:
             return cloudpickle.load(file)
-    msg = f"{str(path)!r} is not a .pkl or .joblib file"
+    msg = f"{str(path)!r} is not a .pkl, .joblib or .onnx file"
     raise InputError(msg)
 
 

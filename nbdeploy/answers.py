@@ -45,7 +45,8 @@ class Output:
     @property
     def column(self) -> str:
         """The name of its column in a frame of answers."""
-        return f"{PREDICTION}_{self.name}" if self.name else PREDICTION
+        taken = "_" if self.name == "id" else ""  # prediction_id is the answer's own
+        return f"{PREDICTION}_{self.name}{taken}" if self.name else PREDICTION
 
     @property
     def as_json(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -40,11 +41,18 @@ UNRECORDED = frozenset({BENTOML_FILE, "card.md", "card.html", "importance.json"}
 # Read while others load: hashed where they lie, not copied first.
 _ONLY_DATA = frozenset({REFERENCE, EXPECTED, LABELS, PROVENANCE, SERVICE, REQUIREMENTS})
 BLOCK = 1 << 20
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG})
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `save` may be told beside the model and its data; see `nbdeploy.save`."""
+    """What `save` may be told beside the model and its data; see `nbdeploy.save`.
+
+    Raises
+    ------
+    SaveError
+        One is of a wrong kind, before anything is done with it.
+    """
 
     format: str | None = None
     private: Sequence[str] = ()
@@ -52,6 +60,25 @@ class Options:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     requirements: Sequence[str] = ()
     clean_env: bool = False
+
+    def __post_init__(self) -> None:
+        given: dict[str, Any] = vars(self)
+        if not isinstance(given["format"], (str, type(None))):
+            msg = f"format= is a {type(self.format).__name__}"
+            raise SaveError(msg, 'Leave it out, or write format="skops".')
+        lists = (list, tuple, set, frozenset, pd.Index, np.ndarray)
+        for name, example in (("private", "['carrier']"), ("requirements", "['xgboost>=2']")):
+            if not isinstance(given[name], lists):
+                kind = "string" if isinstance(given[name], str) else type(given[name]).__name__
+                msg = f"{name}= is a {kind}, not a list of strings"
+                raise SaveError(msg, f"Write {name}={example}.")
+        if not isinstance(given["metrics"], Mapping):
+            msg = f"metrics= is a {type(self.metrics).__name__}"
+            raise SaveError(msg, "Pass names and numbers: metrics={'auc': 0.83}.")
+        loose = given["tolerance"]
+        if not isinstance(loose, (int, float, np.number)) or isinstance(loose, bool) or not 0 <= loose < np.inf:
+            msg = f"tolerance= is {loose!r:.80}"
+            raise SaveError(msg, "Pass how far a number may be off, relatively: tolerance=1e-6.")
 
 
 @dataclass(frozen=True)
@@ -109,7 +136,7 @@ def write(folder: Path, model: Any, X: Any, y: Any = None, options: Options | No
     training = containers.read(framework.training(model) if X is None else X)
     columns = training.columns()
     if training.container in ("frame", "polars", "arrow"):
-        _check_inputs(framework.inputs(model), [column.name for column in columns], model)
+        _check_inputs(_known_inputs(framework, model), [column.name for column in columns], model)
     columns = tuple(_as_declared(column, framework.optional(model)) for column in columns)
     rows, reference = training.sample()
     draft = Signature(columns, training.container, training.detail).with_private(options.private)
@@ -251,7 +278,7 @@ def rehearse(folder: Path, files: Mapping[str, str] | None, rows: int | None = N
         raise RehearsalError(*_explain_import(error), traceback.format_exc()) from error
     except SaveError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         msg = f"a fresh process cannot load the model: {type(error).__name__}: {error}"
         raise RehearsalError(
             msg, "Does it hold a connection, a lock or an open file?", traceback.format_exc()
@@ -264,7 +291,7 @@ def rehearse(folder: Path, files: Mapping[str, str] | None, rows: int | None = N
         outputs = loaded.outputs(reference)
     except ImportError as error:
         raise RehearsalError(*_explain_import(error), traceback.format_exc()) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         msg = f"in a fresh process the model fails on its own training rows: {type(error).__name__}: {error}"
         raise RehearsalError(
             msg, "Does its class use a name that is defined only in the notebook?", traceback.format_exc()
@@ -292,7 +319,7 @@ def _rehearse_json(loaded: LoadedModel, rows: pd.DataFrame, expected: pd.DataFra
         again = json.loads(json.dumps(asked)) if signature.nonfinite else orjson.loads(orjson.dumps(asked))
         frame = signature.decode(again)
         predictions, scores = loaded.predict(frame), loaded.probabilities(frame)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         msg = f"{about}: {type(error).__name__}: {error}"
         raise RehearsalError(
             msg, "In a service it would answer no such request; see error.details.", traceback.format_exc()
@@ -360,9 +387,12 @@ def _ask(live: LoadedModel, reference: pd.DataFrame) -> tuple[Predicted, Any, pd
         again = live.predict(few)
     except SaveError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         msg = f"the model cannot predict the rows of X: {type(error).__name__}: {error}"
         raise SaveError(msg, "Pass the data that it was fitted on.", traceback.format_exc()) from error
+    if isinstance(predictions, dict) and not predictions:
+        msg = f"the {type(model).__name__} answers with no output at all"
+        raise SaveError(msg, "Let it return one answer per row, or at least one named output.")
     once = answers.frame_of(predictions).head(len(few))
     loose = max(live.tolerance, JSON_TOLERANCE_SINGLE)  # another number of rows adds up in another order
     if difference := answers.first_difference(once, answers.frame_of(again), loose):
@@ -385,6 +415,15 @@ def _class_of(model: Any, framework: Framework) -> str:
     return f"{framework.name} model" if ours else f"{kind.__module__}.{kind.__qualname__}"
 
 
+def _known_inputs(framework: Framework, model: Any) -> Sequence[str] | None:
+    try:
+        return framework.inputs(model)
+    except SaveError:
+        raise
+    except Exception:  # noqa: BLE001  anybody's attribute: what it says of itself is no help, X and predict decide
+        return None
+
+
 def _check_inputs(known: Sequence[str] | None, given: list[str], model: Any) -> None:
     missing = [name for name in known or () if name not in given]
     if missing:
@@ -403,8 +442,21 @@ def _labels(y: Any, length: int, rows: np.ndarray[Any, Any], predictions: Predic
     if y is None:
         return None
     names = list(y.columns) if hasattr(y, "columns") else [getattr(y, "name", None)]
-    values = np.asarray(y)
+    try:
+        values = np.asarray(y)
+    except Exception as error:  # anybody's container
+        msg = f"y is a {type(y).__name__} that is no array: {error}"
+        raise SaveError(msg, "Pass one label per row.") from error
     shape = values.shape
+    if not shape:
+        msg = f"y is a {type(y).__name__}, not one label per row"
+        raise SaveError(msg, "Pass a series or an array of labels, or none: y is only for measuring the model.")
+    if doubled := [name for name in names if names.count(name) > 1]:
+        msg = f"y has the column {doubled[0]!r} twice"
+        raise SaveError(msg, "Rename one of them.")
+    if odd := [name for name in names if not _encodes(str(name))]:
+        msg = f"the name of y {odd[0]!r} is no text"
+        raise SaveError(msg, "Rename it.")
     if values.ndim == 1:
         values = values[:, None]
     several = isinstance(predictions, np.ndarray) and predictions.ndim == 2 and predictions.shape[1] == shape[-1]
@@ -420,13 +472,35 @@ def _labels(y: Any, length: int, rows: np.ndarray[Any, Any], predictions: Predic
     return pd.DataFrame(frame).infer_objects()
 
 
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
+
+
 def _classes(found: Any) -> tuple[Any, ...] | None:
-    if found is None or not len(found):
+    found = _listed(found)
+    if not found:
         return None
     ranks = {np.ndim(part) for part in found}
-    if ranks == {1}:  # of several targets
-        return tuple(tuple(np.asarray(part).tolist()) for part in found)
-    return tuple(np.asarray(found).tolist()) if ranks == {0} else None
+    if ranks == {1} and not any(isinstance(part, tuple) for part in found):  # of several targets
+        return tuple(tuple(map(_class, part)) for part in found)
+    return tuple(map(_class, found)) if ranks <= {0, 1} else None
+
+
+def _listed(found: Any) -> list[Any] | None:
+    # Some objects have every attribute that they are asked for.
+    return list(found) if hasattr(type(found), "__len__") and hasattr(type(found), "__iter__") else None
+
+
+def _class(label: Any) -> Any:
+    plain = label.item() if isinstance(label, np.generic) and label.dtype.kind not in "mM" else label
+    if not isinstance(plain, (bool, int, float, str, type(None))) or (isinstance(plain, str) and not _encodes(plain)):
+        msg = f"one of the model's classes_ is {label!r:.80}, a {type(label).__name__}"
+        raise SaveError(msg, "Fit it on labels that are numbers, strings or booleans.")
+    return plain
 
 
 def _scores(raw: Any, count: int, *, several: bool) -> Any:
@@ -436,7 +510,10 @@ def _scores(raw: Any, count: int, *, several: bool) -> Any:
 
 
 def _task(model: Any, predictions: Predicted, classes: Any, labels: pd.DataFrame | None) -> Task:
-    if classes is not None or getattr(model, "classes_", None) is not None:
+    known = None
+    with suppress(Exception):  # anybody's property
+        known = _listed(getattr(model, "classes_", None))
+    if classes is not None or known is not None:
         return "classification"
     first = next(iter(predictions.values())) if isinstance(predictions, dict) else predictions
     if first.dtype.kind == "f":
@@ -452,6 +529,7 @@ def _store_model(framework: Framework, model: Any, folder: Path) -> dict[str, An
     except SaveError:
         raise
     except Exception as error:
+        _raise_if_disk(error)
         said = " ".join(f"{type(error).__name__}: {error}".split())
         if framework.format != "cloudpickle":
             msg = f"this {type(model).__name__} cannot be stored as {framework.format}: {said}"
@@ -460,6 +538,14 @@ def _store_model(framework: Framework, model: Any, folder: Path) -> dict[str, An
         raise SaveError(
             msg, "Take that out of it, or leave it out of its __getstate__.", traceback.format_exc()
         ) from error
+
+
+def _raise_if_disk(error: BaseException | None) -> None:
+    """Raise the fault of a disk behind `error` itself, so that it is not taken for one of the model."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise error
+        error = error.__cause__ or error.__context__
 
 
 def _storable(reference: pd.DataFrame, signature: Signature) -> pd.DataFrame:
@@ -475,6 +561,7 @@ def _store(frame: Callable[[], pd.DataFrame], path: Path, what: str) -> None:
     try:
         frame().to_parquet(path, index=False)
     except Exception as error:  # pyarrow's errors have no common root
+        _raise_if_disk(error)
         msg = f"{what} cannot be stored: {type(error).__name__}: {error}"
         raise SaveError(msg, "Use plain numbers, strings, booleans or datetimes.", traceback.format_exc()) from error
 
@@ -504,7 +591,7 @@ def _verified(folder: Path, files: Mapping[str, str] | None) -> Iterator[Path]:
 def _compare(folder: Path, files: Mapping[str, str], read: Callable[[str], str]) -> None:
     for name, sha in files.items():
         if not (folder / name).is_file() or read(name) != sha:
-            raise _tampered(folder, name)
+            raise tampered(folder, name)
 
 
 def _copied(source: Path, target: Path) -> str:
@@ -533,7 +620,8 @@ def _explain_import(error: ImportError | AttributeError) -> tuple[str, str]:
     return f"a fresh process cannot find a class that the model needs: {error}", hint
 
 
-def _tampered(folder: Path, name: str) -> SaveError:
+def tampered(folder: Path, name: str) -> SaveError:
+    """The error that says which file of the version in `folder` is not the recorded one."""
     return SaveError(
         f"{folder.parent.name}:{folder.name} is not what was saved: {name} does not match its recorded SHA-256",
         "Save the model again; do not load this one.",

@@ -96,7 +96,8 @@ def _holds_infinity(frame: pd.DataFrame) -> bool:
 
 
 def _infinite(column: pd.Series) -> bool:
-    if column.dtype == object and hasattr(next(iter(column), None), "dtype"):  # arrays, sparse rows
+    first = next((value for value in column if value is not None), None) if column.dtype == object else None
+    if hasattr(first, "shape") or isinstance(first, list):  # arrays, sparse rows
         return any(np.isinf(_numbers(v)).any() for v in column if v is not None)
     if pd.api.types.is_float_dtype(column.dtype):
         return bool(np.isinf(column.to_numpy(dtype="float64", na_value=math.nan)).any())
@@ -107,7 +108,7 @@ def _infinite(column: pd.Series) -> bool:
 
 
 def _numbers(value: Any) -> Any:
-    held = value.data if hasattr(value, "tocsr") else value
+    held = value.data if hasattr(value, "tocsr") else np.asarray(value)
     return held if held.dtype.kind == "f" else np.zeros(0)
 
 

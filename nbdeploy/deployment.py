@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import html
 import http.client
 import os
@@ -12,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nbdeploy import model_store, processes
-from nbdeploy.artifact import SERVICE, failure
+from nbdeploy.artifact import SERVICE, failure, tampered
 from nbdeploy.errors import NotFound, PortBusy, ServiceError, did_you_mean
 from nbdeploy.home import check_name, folder, home, lock, read_json, write_atomic, write_json
 from nbdeploy.model_store import ModelVersion, Staged, service_class
@@ -170,6 +171,8 @@ def launch(
         The version could not be loaded or did not answer as the kernel did.
     """
     name = subject.name
+    origin = subject.folder if isinstance(subject, Staged) else subject.path
+    service = _service_file(origin, subject.files)
     run = folder("run", name)
     spec_path, outcome, log_path = run / "spec.json", run / "outcome.json", run / "service.log"
     listener = _listen(name, port, (read_json(spec_path) or {}).get("port", 0))
@@ -184,8 +187,7 @@ def launch(
         "descriptor": listener.fileno(), "port": listener.getsockname()[1], "metrics": str(metrics),
         "state": str(_state_path(name)),
     }  # fmt: skip
-    origin = subject.folder if isinstance(subject, Staged) else subject.path
-    write_atomic(run / SERVICE, (origin / SERVICE).read_bytes())
+    write_atomic(run / SERVICE, service)
     # A rehearsal answers the whole sample; a later start proves itself on its first rows.
     write_json(spec_path, {**spec, "path": str(origin), **({"rows": None} if isinstance(subject, Staged) else {})})
     with suppress(FileNotFoundError):
@@ -276,6 +278,17 @@ def log_tail(name: str, lines: int = 50) -> str:
 
 
 # -- helpers ------------------------------------------------------------------------------------------------
+
+
+def _service_file(origin: Path, files: Mapping[str, str]) -> bytes:
+    """The service file that BentoML runs before anything of ours: what is checked is what is run."""
+    try:
+        content = (origin / SERVICE).read_bytes()
+    except FileNotFoundError:
+        raise tampered(origin, SERVICE) from None
+    if hashlib.sha256(content).hexdigest() != files.get(SERVICE):
+        raise tampered(origin, SERVICE)
+    return content
 
 
 def _listen(name: str, port: int | None, former: int) -> socket.socket:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,9 @@ def _fits(kind: Kind, name: str, value: Any) -> bool:
     if name.startswith("_") or isinstance(value, type):
         return False
     if kind is Kind.MODEL:
-        return callable(getattr(value, "predict", None))
+        with suppress(Exception):  # anybody's property
+            return callable(getattr(value, "predict", None))
+        return False
     frames = ("DataFrame", "ndarray", "Table", "csr_matrix", "csr_array")
     wanted = {Kind.FRAME: frames, Kind.LABELS: ("Series", "ndarray", "DataFrame")}[kind]
     return type(value).__name__ in wanted

@@ -106,6 +106,10 @@ def make(
     NbdeployError
         The folder cannot be written to.
     """
+    given: object = own
+    if given is not None and not isinstance(given, Mapping):
+        msg = f"sections of a card are a {type(own).__name__}"
+        raise InputError(msg, hint="Pass sections={'Heading': 'Markdown text'}.")
     for title, text in (own or {}).items():
         if not isinstance(text, str) or not str(title).strip():  # type: ignore[redundant-expr]
             msg = f"section {title!r} of a card is a {type(text).__name__}"

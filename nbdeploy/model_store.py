@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from nbdeploy import artifact, frameworks, pickling, processes, provenance, requirements
-from nbdeploy.errors import NbdeployError, NotFound, did_you_mean
+from nbdeploy.errors import NbdeployError, NotFound, SaveError, did_you_mean
 from nbdeploy.home import (
     bentoml_home,
     check_name,
@@ -153,13 +153,13 @@ def stage(
     with staging(name) as path:
         version = f"v{next_number(name)}"
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        with pickling.watched(on_wait):
+        with pickling.watched(on_wait), _disk(path, name):
             written = artifact.write(path, model, X, y, options)
             facts = {**provenance.here(), **provenance.of(written, X), "metrics": measured}
             (path / artifact.PROVENANCE).write_text(json.dumps(facts, indent=1))
             (path / artifact.SERVICE).write_text(service_source(name, version))
             files = artifact.manifest(path)
-        artifact.private_tree(path)
+            artifact.private_tree(path)
         yield Staged(name, version, path, files, created)
 
 
@@ -173,7 +173,8 @@ def staging(name: str) -> Iterator[Path]:
         area = private_folder(bentoml_home() / "nbdeploy-staging")
         for leftover in area.glob(f"{name}@*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        path = Path(tempfile.mkdtemp(prefix=f"{name}@", dir=area))
+        with _disk(area / name, name):
+            path = Path(tempfile.mkdtemp(prefix=f"{name}@", dir=area))
         try:
             yield path
         finally:
@@ -191,15 +192,21 @@ def add_requirements(
     SaveError
         A line of `own` contradicts what was loaded, or a local package cannot be carried.
     """
-    carried = requirements.carry(loaded, staged.folder, on_wait)
-    lines = requirements.merge(carried, requirements.check_user(own))
-    (staged.folder / artifact.REQUIREMENTS).write_text("".join(f"{line}\n" for line in lines))
-    artifact.private_tree(staged.folder)
-    return replace(staged, files=artifact.manifest(staged.folder, staged.files))
+    with _disk(staged.folder, staged.name):
+        carried = requirements.carry(loaded, staged.folder, on_wait)
+        lines = requirements.merge(carried, requirements.check_user(own))
+        (staged.folder / artifact.REQUIREMENTS).write_text("".join(f"{line}\n" for line in lines))
+        artifact.private_tree(staged.folder)
+        return replace(staged, files=artifact.manifest(staged.folder, staged.files))
 
 
 def commit(staged: Staged) -> ModelVersion:
     """Make a staged version one that everybody sees. After a crash at any point it exists whole or not at all."""
+    with _disk(staged.folder, staged.name):
+        return _committed(staged)
+
+
+def _committed(staged: Staged) -> ModelVersion:
     target = bentoml_home() / "models" / staged.name / staged.version
     private_folder(target.parent)
     record = folder("versions", staged.name) / f"{staged.version}.json"
@@ -256,7 +263,7 @@ def get(name: str, version: str | None = None) -> ModelVersion:
         raise NotFound(msg, did_you_mean(name, names()) or "Save one: %deploy save model --name NAME --data X.")
     if version is None:
         return known[0]
-    wanted = version.removeprefix(f"{name}:")
+    wanted = str(version).removeprefix(f"{name}:")
     for candidate in known:
         if candidate.version == wanted:
             return candidate
@@ -311,7 +318,7 @@ def next_number(name: str) -> int:
     recorded = (home() / "versions" / name).glob("v*.json")
     stored = (bentoml_home() / "models" / name).glob("v*")
     stems = [path.stem[1:] for path in recorded] + [path.name[1:] for path in stored]
-    return max((int(stem) for stem in stems if stem.isdigit()), default=0) + 1
+    return max((int(stem) for stem in stems if stem.isdecimal()), default=0) + 1
 
 
 def bentoml_yaml(name: str, version: str, digest: str, created: str, place: Path) -> str:
@@ -337,9 +344,19 @@ def bentoml_yaml(name: str, version: str, digest: str, created: str, place: Path
     )  # fmt: skip
 
 
+@contextmanager
+def _disk(place: Path, name: str) -> Iterator[None]:
+    """Say in one line that the disk of `place` is full or refuses."""
+    try:
+        yield
+    except OSError as error:
+        msg = f"{name!r} cannot be written to {place.parent}: {error.strerror or error}"
+        raise SaveError(msg, "Make room, or set BENTOML_HOME to a folder on another disk.") from error
+
+
 def _sweep_copies(area: Path) -> None:
     # What a process that was killed had copied in order to load it.
     for leftover in area.glob("loaded-*"):
         pid = leftover.name.split("-")[1]
-        if pid.isdigit() and not processes.started(int(pid)):
+        if "@" not in leftover.name and pid.isdecimal() and not processes.started(int(pid)):
             shutil.rmtree(leftover, ignore_errors=True)

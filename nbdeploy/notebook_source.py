@@ -132,7 +132,7 @@ def packages_changed(recorded: Mapping[str, str]) -> list[str]:
     return [
         f"{name} is {here[name]} here and {version} in the version"
         for name, version in sorted(recorded.items())
-        if name in here and here[name] != version
+        if name in here and here[name] != version and not _fits(here[name], version)
     ]
 
 
@@ -345,6 +345,17 @@ def _sha256(source: str) -> str:
 
 
 # -- packages -----------------------------------------------------------------------------------------------
+
+
+def _fits(here: str, pinned: str) -> bool:
+    # 3.0.6 fits 3.*, and 2.0 is 2.0.0.
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+    from packaging.version import InvalidVersion
+
+    try:
+        return SpecifierSet(f"=={pinned}").contains(here, prereleases=True)
+    except (InvalidSpecifier, InvalidVersion):
+        return False
 
 
 def _changed_at(entry: str) -> tuple[str, int]:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nbdeploy.panel_static import plain
@@ -51,7 +52,8 @@ def record(signature: Signature, typed: Sequence[str]) -> dict[str, Any]:
 def answer(signature: Signature, answered: pd.DataFrame) -> tuple[str, str]:
     """The prediction, and the probabilities of the likeliest classes, as two texts."""
     row = answered.iloc[0]
-    found = f"{_short(signature.target) or 'prediction'}: {plain(_text(row['prediction']))[:MAX_VALUE]}"
+    outputs = {output.name or signature.target or "prediction": row[output.column] for output in signature.outputs}
+    found = ", ".join(f"{_short(name)}: {plain(_text(value))[:MAX_VALUE]}" for name, value in outputs.items())
     prefix = "probability_"
     scores = {str(key)[len(prefix) :]: float(row[key]) for key in answered.columns if str(key).startswith(prefix)}
     best = sorted(scores, key=lambda name: -scores[name])
@@ -67,6 +69,8 @@ def _value(column: Column, text: str) -> Any:
     word = text.strip()
     if not word and (column.nullable or column.kind not in ("string", "category")):
         return None
+    if column.shape:
+        return _parsed(text)
     if column.kind == "bool":
         return {"true": True, "false": False}.get(word.lower(), text)
     if column.kind in ("int", "float"):
@@ -75,6 +79,13 @@ def _value(column: Column, text: str) -> Any:
         known = {_text(value): value for value in column.categories or ()}
         return known.get(text, text)
     return text
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _number(word: str, text: str) -> Any:
@@ -95,6 +106,9 @@ def _text(value: Any) -> str:
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, (list, dict, np.ndarray)):
+        text = json.dumps(value.tolist() if isinstance(value, np.ndarray) else value, default=str)
+        return text if len(text) <= MAX_VALUE else f"({len(text):,} characters)"
     return str(value).removesuffix(".0")
 
 
@@ -105,6 +119,8 @@ def _as_shown(value: Any) -> tuple[str, str]:
 
 
 def _choices(column: Column) -> list[str] | None:
+    if column.shape:
+        return None
     if column.kind == "bool":
         return ["true", "false", *([""] if column.nullable else [])]
     known = [_text(value) for value in column.categories or ()]
@@ -113,7 +129,9 @@ def _choices(column: Column) -> list[str] | None:
 
 def _hint(column: Column) -> str:
     words = {"int": "whole number", "float": "number", "bool": "true or false", "string": "text",
-             "category": "category", "datetime": "date and time"}[column.kind]  # fmt: skip
+             "category": "category", "datetime": "date and time", "date": "date"}[column.kind]  # fmt: skip
+    if column.shape:
+        return f"{column.expected}, as JSON"
     if column.minimum is not None:
         low, high = _bound(column.minimum), _bound(column.maximum)
         words += f", {low} to {high}" if low != high else f", always {low}"

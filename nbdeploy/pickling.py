@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +16,9 @@ import cloudpickle
 from nbdeploy import carried_code
 
 MAX_DEPTH = 12
+# A script that multiprocessing has started anew has the second name, which no other process can import.
+_MAINS = ("__main__", "__mp_main__")
+_MADE_ANEW = (types.GetSetDescriptorType, types.MemberDescriptorType)
 
 
 @dataclass
@@ -36,8 +41,9 @@ class Needed:
             self.modules.add(thing.__name__)
         elif isinstance(thing, (type, types.FunctionType, types.BuiltinFunctionType)):
             module = getattr(thing, "__module__", None)
-            if module == "__main__":
-                self.definitions.append(thing)
+            if module in _MAINS:
+                if "." not in thing.__qualname__ or "<locals>" in thing.__qualname__:  # methods are their class's
+                    self.definitions.append(thing)
                 if isinstance(thing, types.FunctionType):  # what it imports only when it runs
                     self.modules |= carried_code.imported_by(thing.__code__)
             elif isinstance(module, str):
@@ -70,7 +76,21 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
 
 def dump(thing: Any, file: IO[bytes]) -> None:
     """Pickle `thing` into an open file: classes and functions of the notebook by value, all others by name."""
-    Pickler(_Told(file), protocol=5).dump(thing)
+    with _by_value():
+        Pickler(_Told(file), protocol=5).dump(thing)
+
+
+@contextmanager
+def _by_value() -> Iterator[None]:
+    again = sys.modules.get(_MAINS[1])
+    if again is None or again.__name__ in cloudpickle.list_registry_pickle_by_value():
+        yield
+        return
+    cloudpickle.register_pickle_by_value(again)
+    try:
+        yield
+    finally:
+        cloudpickle.unregister_pickle_by_value(again)
 
 
 class _Told:
@@ -147,7 +167,15 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"[{i}]", value) for i, value in enumerate(thing))
     elif isinstance(thing, types.MethodType):
         yield ".__self__", thing.__self__
-    elif not isinstance(thing, (type, types.ModuleType)):
+    elif isinstance(thing, functools.partial):
+        yield from ((".func", thing.func), (".args", thing.args), (".keywords", thing.keywords))
+    elif isinstance(thing, (staticmethod, classmethod)):
+        yield "", thing.__func__
+    elif isinstance(thing, type):
+        # Descriptors such as its __dict__ are made anew with the class.
+        held = ((name, part) for name, part in vars(thing).items() if not isinstance(part, _MADE_ANEW))
+        yield from ((f".{name}", part) for name, part in held)
+    elif not isinstance(thing, types.ModuleType):
         yield from _state(thing)
         yield " → its class", type(thing)
 

@@ -7,6 +7,8 @@ import platform
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import numpy as np
 from nbdeploy import data_digest, notebook_source, processes
 from nbdeploy.artifact import Written
 from nbdeploy.errors import SaveError
+from nbdeploy.redaction import HIDDEN, IN_URL, KNOWN_FORMS, SECRET_NAME
 
 MAX_TEXT = 200
 
@@ -34,7 +37,9 @@ def of(written: Written, X: Any) -> dict[str, Any]:
     return {
         **written.facts,
         "cells": notebook_source.cells(written.needed.definitions),
-        "parameters": {name: _told(value) for name, value in written.parameters.items() if not _is_model(value)},
+        "parameters": {
+            str(name): _told(str(name), value) for name, value in written.parameters.items() if not _is_model(value)
+        },
         "training_digest": "" if X is None else data_digest.training_digest(X),
     }
 
@@ -49,13 +54,17 @@ def checked_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """
     measured = {}
     for name, value in metrics.items():
-        given = value.item() if isinstance(value, np.generic) else value
+        given = value.item() if isinstance(value, (np.generic, np.ndarray)) and not value.ndim else value
+        given = float(given) if isinstance(given, (Decimal, Fraction)) else given
         if isinstance(given, str):  # from a command line
             with suppress(ValueError):
                 given = float(given)
         if not isinstance(given, (int, float, str)):
             msg = f"the metric {str(name)[:80]!r} is a {type(value).__name__}"
             raise SaveError(msg, "Pass names and numbers: metrics={'auc': 0.83}.")
+        if isinstance(given, int) and abs(given) >= 1 << 63:
+            msg = f"the metric {str(name)[:80]!r} is too large a number"
+            raise SaveError(msg, "Pass a float, or a text.")
         measured[str(name)] = given if isinstance(given, str) or math.isfinite(given) else str(given)
     return measured
 
@@ -73,12 +82,19 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from part if isinstance(part, (list, tuple)) else (part,)
 
 
-def _told(value: Any) -> Any:
+def _told(name: str, value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
-    if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+    whole = isinstance(value, int) and abs(value) < 1 << 63
+    if value is None or whole or (isinstance(value, float) and math.isfinite(value)):
         return value
-    return (value if isinstance(value, str) else " ".join(repr(value).split()))[:MAX_TEXT]
+    if SECRET_NAME.search(name) and not name.endswith("token_pattern"):  # scikit-learn's, and no secret
+        return HIDDEN
+    try:
+        text = value if isinstance(value, str) else " ".join(repr(value).split())
+    except Exception:  # noqa: BLE001  anybody's repr
+        return f"a {type(value).__name__}"
+    return IN_URL.sub(f"{HIDDEN}:{HIDDEN}", KNOWN_FORMS.sub(HIDDEN, text))[:MAX_TEXT]
 
 
 def _git() -> dict[str, Any] | None:

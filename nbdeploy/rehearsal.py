@@ -58,9 +58,10 @@ def rehearse(
         finally:
             if child.poll() is None:
                 processes.end_group(child.pid)
-        if child.returncode == 0:
-            return [Requirement.from_dict(each) for each in read_json(outcome)["loaded"]]
-        raise artifact.failure(read_json(outcome), child.returncode, log.read_text(errors="replace"))
+        verdict = read_json(outcome)
+        if child.returncode == 0 and verdict is not None:  # a model may end its process, and call that success
+            return [Requirement.from_dict(each) for each in verdict["loaded"]]
+        raise artifact.failure(verdict, child.returncode, log.read_text(errors="replace"))
 
 
 def _wait(child: subprocess.Popen[bytes], on_wait: Callable[[], None]) -> None:

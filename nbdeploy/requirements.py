@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -118,8 +119,12 @@ def check_user(lines: Sequence[str]) -> list[str]:
     from packaging.requirements import Requirement as Parsed
 
     kept: dict[str, str] = {}
-    for each in lines:
+    entries: list[Any] = list(lines)
+    for each in entries:
         line = str(each).strip()
+        if not isinstance(each, str):
+            msg = f"requirements=: {_short(each)} is not a requirement"
+            raise SaveError(msg, "Write a name and a version, for example 'xgboost>=2'.")
         if line.startswith("-"):
             msg = f"requirements=: {_short(line)} is an option of pip, not a requirement"
             raise SaveError(msg, "Options such as an index belong into pip's own configuration.")
@@ -159,8 +164,24 @@ def merge(found: Sequence[Requirement], user: Sequence[str]) -> list[str]:
             msg = f"requirements= asks for {_short(line)}, but the model was loaded with {each.name} {each.version}"
             raise SaveError(msg, f"Install the version that you ask for and fit again, or leave {each.name} out.")
         # A carried wheel is what was rehearsed; a name alone would have another one installed.
-        lines.append(each.line if each.wheel and not parsed.url else line)
+        extras = f"[{','.join(sorted(parsed.extras))}]" if parsed.extras else ""
+        lines.append(each.line + extras if each.wheel and not parsed.url else line)
     return [*lines, *own.values()]
+
+
+def pinned(lines: Sequence[str]) -> dict[str, str]:
+    """The version, or ``3.*``, that each line of ``requirements.txt`` pins; other lines pin none."""
+    from packaging.requirements import InvalidRequirement
+    from packaging.requirements import Requirement as Parsed
+
+    found = {}
+    for line in lines:
+        with suppress(InvalidRequirement):  # a carried wheel
+            parsed = Parsed(line)
+            exact = [each.version for each in parsed.specifier if each.operator == "=="]
+            if exact and (parsed.marker is None or parsed.marker.evaluate()):
+                found[parsed.name] = exact[0]
+    return found
 
 
 def carry(found: Sequence[Requirement], folder: Path, on_wait: Callable[[], None] = lambda: None) -> list[Requirement]:

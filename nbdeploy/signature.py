@@ -228,7 +228,8 @@ class Signature:
                 try:
                     series[column.label] = build_column(column, values)
                 except (ValueError, TypeError, OverflowError) as error:
-                    problems.append(problem(None, column.name, column.expected, f"values that {error}"))
+                    told = "values that do not" if column.private else f"values that {error}"
+                    problems.append(problem(None, column.name, column.expected, told))
         if problems:
             raise refusal(problems)
         return pd.DataFrame(series, columns=[c.label for c in self.columns])
@@ -363,7 +364,7 @@ def refusal(problems: Sequence[dict[str, Any]]) -> InputError:
 
 
 _SPLIT = {"columns", "data"}
-UNNAMED = ("array", "vector", "tensor", "list", "series", "sparse")  # containers whose columns have no names of their own
+UNNAMED = ("array", "vector", "tensor", "list", "series", "sparse")  # their columns have no names of their own
 
 
 def _tuple(values: Any) -> Any:
@@ -377,6 +378,19 @@ def _sizes(shape: Sequence[int | None]) -> str:
 def _stand_in(column: Column) -> Any:
     if column.nullable:
         return None
+    if column.cells == "sparse":
+        return {"indices": [], "values": []}
+    one = _stand_in_value(column)
+    for size in reversed(column.shape):
+        one = [one] * (1 if size is None else size)
+    return one
+
+
+def _stand_in_value(column: Column) -> Any:
+    if column.kind == "category" and column.category_dtype == "bool":
+        return False
+    if column.kind == "category" and column.category_dtype.lower().startswith(("int", "uint", "float")):
+        return 0
     return {"int": 0, "float": 0.0, "bool": False, "datetime": "2000-01-01T00:00:00" + "Z" * column.zoned,
             "date": "2000-01-01"}.get(column.kind, "private")  # fmt: skip
 
@@ -481,8 +495,8 @@ def _kind(label: Any, series: pd.Series) -> Kind:
         (types.is_bool_dtype, "bool"),
         (types.is_integer_dtype, "int"),
         (types.is_float_dtype, "float"),
+        (lambda d: str(d).startswith("date32"), "date"),  # which pandas 2 also takes for a datetime
         (types.is_datetime64_any_dtype, "datetime"),
-        (lambda d: str(d).startswith("date32"), "date"),
     ]
     for matches, kind in checks:
         if matches(dtype) and _comes_back(dtype):

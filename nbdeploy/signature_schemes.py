@@ -98,7 +98,8 @@ def _property(column: Column) -> dict[str, Any]:
     basic = _TYPES.get(column.kind, "string")
     if column.kind == "category" and column.categories and not isinstance(column.categories[0], str):
         basic = "boolean" if isinstance(column.categories[0], bool) else "number"
-    schema: dict[str, Any] = {"type": basic}
+    # A NaN in an array is a null in JSON.
+    schema: dict[str, Any] = {"type": [basic, "null"] if column.shape and not column.finite else basic}
     if column.kind in ("datetime", "date"):
         schema["format"] = "date-time" if column.kind == "datetime" else "date"
     for size in reversed(column.shape):

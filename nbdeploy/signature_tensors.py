@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nbdeploy.signature_values import Column, plain, problem, shape_text, shown
+from nbdeploy.signature_values import Column, kind_of, plain, problem, shape_text, shown
 
 _KINDS = {"int": "iu", "float": "iuf", "bool": "b", "string": "U"}
 
@@ -17,7 +17,10 @@ _KINDS = {"int": "iu", "float": "iuf", "bool": "b", "string": "U"}
 def jsonable_cells(column: Column, values: Sequence[Any]) -> list[Any]:
     """Cells as nested lists, sparse rows as ``{"indices": [...], "values": [...]}``, null for a missing one."""
     if column.cells == "sparse":
-        return [{"indices": row.indices.tolist(), "values": row.data.tolist()} for row in values]
+        return [
+            {"indices": row.indices.tolist(), "values": row.data.tolist()} if hasattr(row, "tocsr") else row
+            for row in values
+        ]
     return [None if value is None else _listed(value) for value in values]
 
 
@@ -26,7 +29,8 @@ def cell_problems(column: Column, values: Sequence[Any], limit: int) -> list[dic
     found = []
     for row, value in enumerate(values):
         if hint := _fault(column, value):
-            found.append(problem(row, column.name, column.expected, _got(value), hint.strip()))
+            got, hint = (kind_of(value), "") if column.private else (_got(value), hint.strip())
+            found.append(problem(row, column.name, column.expected, got, hint))
             if len(found) >= limit:
                 break
     return found
@@ -90,7 +94,9 @@ def _lists(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else [plain(part) for part in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return [plain(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _cell(column: Column, value: Any) -> Any:

@@ -128,7 +128,8 @@ def json_problem(column: Column, values: Sequence[Any]) -> dict[str, Any] | None
         return None
     for row, value in enumerate(values):
         if not _travels(value):
-            got = shown(value) if isinstance(value, (str, int, list, dict)) else f"a {type(value).__name__}"
+            told = kind_of if column.private else shown
+            got = told(value) if isinstance(value, (str, int, list, dict)) else f"a {type(value).__name__}"
             return problem(row, column.name, column.expected, got, "JSON cannot carry it.")
     return None
 

@@ -189,7 +189,7 @@ def resolve(verb: Verb, values: Mapping[str, Any], resolver: Callable[[Kind, str
         elif argument.kind is Kind.LABELS and text is not None:
             resolved["X"], resolved["y"] = _labels(resolved.get("X"), text, resolver)
         elif argument.kind is Kind.PAIR:
-            resolved[argument.name] = dict(_pair(item) for item in text or []) or None
+            resolved[argument.name] = dict(_pair(item, argument) for item in text or []) or None
         elif argument is NEW_NAME:
             resolved["name"] = text or _default_name(values["model"])
         else:
@@ -297,11 +297,11 @@ def _labels(X: Any, text: str, resolver: Callable[[Kind, str], Any]) -> tuple[An
     return X, resolver(Kind.LABELS, text)
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(text: str, argument: Argument) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        msg = f"{text!r} is not a parameter"
-        raise InputError(msg, hint="Write it as KEY=VALUE.")
+        msg = f"{text!r} is not a {argument.name.removesuffix('s')}"
+        raise InputError(msg, hint=f"Write {argument.flag} KEY=VALUE.")
     return key, value
 
 

@@ -31,7 +31,7 @@ from nbdeploy.errors import DriftError, GateError, InputError, NbdeployError, No
 from nbdeploy.home import check_name, folder, lock, reports_folder, template, write_atomic
 from nbdeploy.model_store import ModelVersion, Staged
 from nbdeploy.progress import Step, steps
-from nbdeploy.requirements import Requirement
+from nbdeploy.requirements import Requirement, pinned
 from nbdeploy.signature import Signature
 
 if TYPE_CHECKING:
@@ -408,7 +408,7 @@ def status(name: str | None = None) -> pd.DataFrame:
                 "stale": _stale(next((v for v in saved if running and v.version == running.version), None)),
             }
         )
-    columns = ["name", "state", "version", "candidates", "url", "pid", "since", "predictions", "unreadable", "stale"]
+    columns = ["name", "state", "version", "candidates", "stale", "url", "predictions", "since", "pid", "unreadable"]
     return pd.DataFrame(rows, columns=columns).set_index("name")
 
 
@@ -509,8 +509,7 @@ def _live(name: str) -> str | None:
 def _stale(version: ModelVersion | None) -> str:
     if version is None:
         return ""
-    pinned = (line.partition("==") for line in version.requirements if "==" in line)
-    changed = notebook_source.packages_changed({name: number for name, _, number in pinned})
+    changed = notebook_source.packages_changed(pinned(version.requirements))
     return "; ".join([*notebook_source.stale(version.provenance.get("cells", [])), *changed])
 
 

@@ -160,4 +160,7 @@ def test_several_predictions_per_row_are_served_asked_and_validated() -> None:
 def test_rows_with_lists_of_several_lengths_are_answers() -> None:
     answer = {"predictions": [[1], [1, 2]], "prediction_ids": ["a", "b"], "version": "v1"}
 
-    assert client._answers(answer, Signature((), outputs=(Output(dtype="object"),)))["prediction"].tolist() == [[1], [1, 2]]
+    assert client._answers(answer, Signature((), outputs=(Output(dtype="object"),)))["prediction"].tolist() == [
+        [1],
+        [1, 2],
+    ]

@@ -263,6 +263,8 @@ def test_shap_is_not_loaded_before_something_is_explained():
     code = "import sys, nbdeploy.explanations; sys.exit('shap' in sys.modules or 'numba' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
 # -- to be appended to tests/test_explain.py once /explain and /card are routed --------------------------------
 
 

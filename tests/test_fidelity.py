@@ -275,7 +275,18 @@ def test_a_model_that_fails_on_json_is_not_saved(say, rehearsed):
         (lambda a: np.zeros(len(a)), pd.DataFrame({"a": pd.arrays.SparseArray([0, 0, 1])})),
         (lambda a: [pd.Period("2013")] * len(a), NUMBERS),
     ],
-    ids=["complex", "surrogate answers", "sets", "Decimal", "bytes", "surrogates", "intervals", "dates as categories", "sparse", "Period"],
+    ids=[
+        "complex",
+        "surrogate answers",
+        "sets",
+        "Decimal",
+        "bytes",
+        "surrogates",
+        "intervals",
+        "dates as categories",
+        "sparse",
+        "Period",
+    ],
 )
 def test_what_cannot_be_stored_or_sent_is_one_line(say, frame, rehearsed):
     with pytest.raises(nbdeploy.SaveError) as refused:

@@ -553,7 +553,9 @@ def ask(service: Service, tmp_path: Path) -> Callable[..., GateResult]:
     """Run the default gate against the fake service, with a version stored only in its kernel."""
     columns = infer_columns(pd.DataFrame({"x": np.linspace(0, 1, 101), "kind": ["a"] * 101}))
     example = {"x": 0.5, "kind": "a"}
-    service.signature = Signature(columns, task="classification", outputs=(Output(dtype="bool"),), classes=(False, True), example=example)
+    service.signature = Signature(
+        columns, task="classification", outputs=(Output(dtype="bool"),), classes=(False, True), example=example
+    )
 
     def run_default(*faults: str, labels: bool = True, **parameters: object) -> GateResult:
         service.faults = faults

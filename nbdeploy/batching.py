@@ -1,0 +1,156 @@
+"""Requests in flight are answered together: one model call for all that wait, and no wait when nobody does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from nbdeploy.errors import ServiceError
+
+MAX_BATCH_ROWS = 2_048
+MAX_WAITING_ROWS = 200_000
+MAX_WAITING = 2_000  # requests
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Overloaded(ServiceError):
+    """More is waiting than will be answered in time.
+
+    Attributes
+    ----------
+    retry_after : int
+        Seconds after which it is worth asking again.
+    """
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__("the service is overloaded", f"Ask again in {retry_after} s.")
+        self.retry_after = retry_after
+
+
+@dataclass
+class _Waiting(Generic[Item, Result]):
+    item: Item
+    rows: int
+    answer: asyncio.Future[Result] = field(repr=False)
+
+
+class Batcher(Generic[Item, Result]):
+    """One thread that calls `run` with all items that wait, up to a number of rows.
+
+    Small requests do not wait behind large ones: a request of more than half a batch goes alone, and after it
+    whoever else is waiting has its turn before the next large one.
+
+    A batch that raises is tried again item by item, so that only the guilty item gets its error.
+
+    Parameters
+    ----------
+    run : callable
+        Answers a list of items with as many results, in another thread, one call at a time.
+    together : bool
+        False calls `run` with one item at a time: for a model whose answer to a row depends on the others.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[Item]], Sequence[Result]],
+        *,
+        together: bool = True,
+        max_rows: int = MAX_BATCH_ROWS,
+        max_waiting_rows: int = MAX_WAITING_ROWS,
+        max_waiting: int = MAX_WAITING,
+    ) -> None:
+        self._run = run
+        self._together = together
+        self._max_rows, self._max_waiting_rows, self._max_waiting = max_rows, max_waiting_rows, max_waiting
+        self._small: deque[_Waiting[Item, Result]] = deque()
+        self._large: deque[_Waiting[Item, Result]] = deque()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._working: asyncio.Task[None] | None = None
+        self._last_was_large = False
+        self._seconds_per_row = 0.0
+        self.waiting_rows = 0
+        self.in_flight = 0
+
+    @property
+    def thread(self) -> ThreadPoolExecutor:
+        """The model's own thread, for whatever else must not run beside it."""
+        return self._thread
+
+    async def answer(self, item: Item, rows: int) -> Result:
+        """What `run` says to `item`.
+
+        Raises
+        ------
+        Overloaded
+            Too much is waiting already.
+        """
+        waiting = len(self._small) + len(self._large)
+        if waiting and (self.waiting_rows + rows > self._max_waiting_rows or waiting >= self._max_waiting):
+            raise Overloaded(self.expected_wait)
+        entry = _Waiting[Item, Result](item, rows, asyncio.get_running_loop().create_future())
+        (self._large if rows > self._max_rows // 2 else self._small).append(entry)
+        self.waiting_rows += rows
+        if self._working is None:
+            self._working = asyncio.create_task(self._work())
+        try:
+            return await entry.answer
+        except asyncio.CancelledError:
+            entry.answer.cancel()  # its client is gone: it is not worth a model call any more
+            raise
+
+    @property
+    def expected_wait(self) -> int:
+        """Seconds until what waits now is answered, at least 1."""
+        return max(1, round(self.waiting_rows * self._seconds_per_row))
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while batch := self._next():
+                self.in_flight = len(batch)
+                begun = time.perf_counter()
+                results = await loop.run_in_executor(self._thread, self._answers, [each.item for each in batch])
+                rows = sum(each.rows for each in batch)
+                taken = (time.perf_counter() - begun) / max(1, rows)
+                self._seconds_per_row = (
+                    taken if not self._seconds_per_row else 0.9 * self._seconds_per_row + 0.1 * taken
+                )
+                for each, result in zip(batch, results, strict=True):
+                    if each.answer.done():
+                        continue
+                    if isinstance(result, BaseException):
+                        each.answer.set_exception(result)
+                    else:
+                        each.answer.set_result(result)
+        finally:
+            self.in_flight = 0
+            self._working = None
+
+    def _next(self) -> list[_Waiting[Item, Result]]:
+        batch: list[_Waiting[Item, Result]] = []
+        rows = 0
+        if self._large and (self._last_was_large is False or not self._small):
+            batch, self._last_was_large = [self._large.popleft()], True
+        else:
+            self._last_was_large = False
+            while self._small and (not batch or (self._together and rows + self._small[0].rows <= self._max_rows)):
+                batch.append(self._small.popleft())
+                rows += batch[-1].rows
+        self.waiting_rows -= sum(each.rows for each in batch)
+        wanted = [each for each in batch if not each.answer.done()]
+        return wanted or (self._next() if batch else [])
+
+    def _answers(self, items: list[Item]) -> list[Result | BaseException]:
+        try:
+            return list(self._run(items))
+        except Exception as error:  # noqa: BLE001  whatever a model raises
+            if len(items) == 1:
+                return [error]
+        return [self._answers([item])[0] for item in items]
