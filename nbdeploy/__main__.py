@@ -114,8 +114,8 @@ def _model(path: Path) -> Any:
 
         with path.open("rb") as file:
             return cloudpickle.load(file)
-    msg = f"{str(path)!r} is not a .pkl, .joblib or .onnx file"
-    raise InputError(msg)
+    msg = f"{str(path)!r} is not a .pkl or .joblib file"
+    raise InputError(msg, hint="An .onnx file, and the folder or URI of an MLflow model, will do too.")
 
 
 def _text(result: Any) -> str:

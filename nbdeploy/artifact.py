@@ -131,6 +131,9 @@ def write(folder: Path, model: Any, X: Any, y: Any = None, options: Options | No
     """
     options = options or Options()
     framework = frameworks.find(model, options.format)
+    if isinstance(model, type) and type(framework) is Framework:
+        msg = f"{model.__name__} is a class, not a fitted model"
+        raise SaveError(msg, f"Pass an instance of it, fitted: model = {model.__name__}(...).")
     model = framework.subject(model)
     frameworks.can_be_asked(framework, model)
     training = containers.read(framework.training(model) if X is None else X)
@@ -390,9 +393,9 @@ def _ask(live: LoadedModel, reference: pd.DataFrame) -> tuple[Predicted, Any, pd
     except (Exception, SystemExit) as error:
         msg = f"the model cannot predict the rows of X: {type(error).__name__}: {error}"
         raise SaveError(msg, "Pass the data that it was fitted on.", traceback.format_exc()) from error
-    if isinstance(predictions, dict) and not predictions:
-        msg = f"the {type(model).__name__} answers with no output at all"
-        raise SaveError(msg, "Let it return one answer per row, or at least one named output.")
+    if isinstance(predictions, dict) and not (predictions and all(predictions)):
+        msg = f"the {type(model).__name__} answers with {'an output without a name' if predictions else 'no output'}"
+        raise SaveError(msg, "Let it return one answer per row, or outputs that each have a name.")
     once = answers.frame_of(predictions).head(len(few))
     loose = max(live.tolerance, JSON_TOLERANCE_SINGLE)  # another number of rows adds up in another order
     if difference := answers.first_difference(once, answers.frame_of(again), loose):

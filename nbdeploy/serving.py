@@ -17,11 +17,13 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
-import pandas as pd
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -31,11 +33,13 @@ from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from nbdeploy import answers, artifact, explanations, prediction_log, requirements
+from nbdeploy.batching import Batcher, Overloaded
 from nbdeploy.errors import InputError, NbdeployError, RehearsalError, ServiceError
 from nbdeploy.home import read_json, write_json
+from nbdeploy.request_body import Unreadable, parse_json, refuse_doubled_keys
 from nbdeploy.serving_docs import index_page, openapi
 from nbdeploy.serving_metrics import Metrics
-from nbdeploy.signature import Signature, json_column, problem, refusal
+from nbdeploy.signature import Signature, problem
 
 SPEC = "NBDEPLOY_SPEC"  # the file that tells a worker what to serve; without it, the version stands in its Bento
 MAX_BODY_BYTES = 64 << 20
@@ -54,8 +58,14 @@ BENTOML_OPTIONS: dict[str, Any] = {
 logger = logging.getLogger("bentoml.nbdeploy")
 
 
-class Unreadable(Exception):
-    """A body that is not JSON."""
+@dataclass(frozen=True)
+class Question:
+    """The checked rows of one request: values by column, whether probabilities are wanted, whether a gate asks."""
+
+    values: dict[str, list[Any]]
+    rows: int
+    proba: bool = False
+    gate: bool = False
 
 
 class Predictor:
@@ -95,18 +105,18 @@ class Predictor:
         self.log = prediction_log.LogWriter(self.name)
         self.metrics = Metrics(self.version, self.log)
         # One model call at a time: few models promise that predict may run in two threads at once.
-        self._one = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._batcher = Batcher[Question, bytes](self._answers)
         self.place = Path(spec["path"])
         # Each call of an explanation takes its turn with the predictions; SHAP is loaded by the first one.
         reference = artifact.read_reference(self.place, self.signature)
         self.explainer = explanations.Explainer(
-            self.model, reference, call=lambda work: self._one.submit(work).result()
+            self.model, reference, call=lambda work: self._batcher.thread.submit(work).result()
         )
         self.explaining = ThreadPoolExecutor(1, thread_name_prefix="explain")
         self.app.state.predictor = self
 
-    def decode(self, body: bytes) -> pd.DataFrame:
-        """The rows of one ``/predict`` body.
+    def read(self, body: bytes, *, proba: bool = False, gate: bool = False) -> Question:
+        """One ``/predict`` body.
 
         Raises
         ------
@@ -116,62 +126,99 @@ class Predictor:
             The rows do not fit the signature.
         """
         payload = parse_json(body)
-        frame = self.signature.decode(payload)
+        values = self.signature.check(payload)
         refuse_doubled_keys(body, payload, self.signature)
-        return frame
+        return Question(values, len(next(iter(values.values()))), proba, gate)
 
-    def answer(self, frame: pd.DataFrame, *, proba: bool, gate: bool = False) -> bytes:
-        """The answer to the rows of one request, in the log before it is returned.
+    async def answer(self, question: Question) -> bytes:
+        """The answer to one request, in the log before it is returned; with others in flight in one model call.
 
         Raises
         ------
         InputError
             The rows fit the signature, and the model cannot answer them.
+        Overloaded
+            Too much is waiting already.
         """
-        request = prediction_log.new_request_id()
+        return await self._batcher.answer(question, question.rows)
+
+    def _answers(self, questions: list[Question]) -> list[bytes]:
+        """The bodies of the answers. Nothing is logged before all are there: a batch that fails is tried again."""
         try:
-            values, scores = self._outputs(frame, proba=proba)
-            answer = {
-                "predictions": values,
-                "prediction_ids": prediction_log.prediction_ids(request, len(values)),
-                "version": self.version,
-            }
-            if scores is not None:
-                answer |= {"probabilities": scores, "classes": list(self.signature.classes or ())}
-            body = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+            bodies = self._bodies(questions)
         except Exception as error:
-            if not self._answers_its_example(proba=proba):
+            if len(questions) > 1:  # whose fault it is shows when each is asked alone
                 raise
-            private = len(self.signature.logged) < len(self.signature.columns)
-            # What a model complains about may quote the row.
-            said = type(error).__name__ if private else " ".join(f"{type(error).__name__}: {error}".split())[:400]
-            logger.warning("the model answers its example, and not these rows: %s", said, exc_info=not private)
-            msg = f"the model cannot answer these rows: {said}"
-            general = problem(None, None, "rows that the model can answer", said)
-            raise InputError(msg, self.signature.novelties(frame) or [general]) from (None if private else error)
-        inputs = {column.name: json_column(column, frame[column.label]) for column in self.signature.logged}
-        self.log.write(self.version, request, inputs, values, scores, gate=gate)
-        self.metrics.answered(len(values))
-        return body
+            raise self._blamed(error, questions[0]) from (None if self.signature.has_private else error)
+        for (request, values, scores, _), question in zip(bodies, questions, strict=True):
+            inputs = {column.name: question.values[column.name] for column in self.signature.logged}
+            self.log.write(self.version, request, inputs, values, scores, gate=question.gate)
+        self.metrics.answered([question.rows for question in questions], self._batcher.waiting_rows)
+        return [body for _, _, _, body in bodies]
 
-    async def answer_in_turn(self, frame: pd.DataFrame, *, proba: bool, gate: bool) -> bytes:
-        """`answer`, on the model's own thread."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._one, lambda: self.answer(frame, proba=proba, gate=gate)
+    def _bodies(self, questions: list[Question]) -> list[tuple[str, list[Any], list[Any] | None, bytes]]:
+        frame = self.signature.build(_joined(questions))
+        predictions = answers.rows_of(self.model.predict(frame))
+        asked = [i for i, question in enumerate(questions) for _ in range(question.rows) if question.proba]
+        scores: list[Any] = []
+        if asked:
+            wanted = np.repeat([question.proba for question in questions], [question.rows for question in questions])
+            every = frame if wanted.all() else frame[wanted].reset_index(drop=True)
+            scores = answers.score_rows(self.model.probabilities(every)) or []
+        bodies = []
+        for question in questions:
+            values, predictions = predictions[: question.rows], predictions[question.rows :]
+            chances = None
+            if question.proba:
+                chances, scores = scores[: question.rows], scores[question.rows :]
+            request = prediction_log.new_request_id()
+            bodies.append((request, values, chances, self._body(request, values, chances)))
+        return bodies
+
+    def _body(self, request: str, values: list[Any], scores: list[Any] | None) -> bytes:
+        answer = {
+            "predictions": values,
+            "prediction_ids": prediction_log.prediction_ids(request, len(values)),
+            "version": self.version,
+        }
+        if scores is not None:
+            answer |= {"probabilities": scores, "classes": list(self.signature.classes or ())}
+        return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+    def _blamed(self, error: Exception, question: Question) -> Exception:
+        """The refusal of rows that the model cannot answer though it answers its example; else the error itself."""
+        if isinstance(error, InputError) or not self._answers_its_example(proba=question.proba):
+            return error
+        # What a model complains about may quote the row.
+        private = self.signature.has_private
+        said = type(error).__name__ if private else " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        logger.warning(
+            "the model answers its example, and not these rows: %s", said, exc_info=None if private else error
         )
+        msg = f"the model cannot answer these rows: {said}"
+        general = problem(None, None, "rows that the model can answer", said)
+        return InputError(msg, self.signature.novelties(self.signature.build(question.values)) or [general])
 
-    def _outputs(self, frame: pd.DataFrame, *, proba: bool) -> tuple[list[Any], list[Any] | None]:
-        predictions = self.model.predict(frame)
-        probabilities = self.model.probabilities(frame) if proba else None
-        return answers.rows_of(predictions), answers.score_rows(probabilities)
+    def complain(self, what: str, error: Exception) -> None:
+        """Write a failure to the log of the service, without what may quote a private value."""
+        private = self.signature.has_private
+        logger.error("%s: %s", what, type(error).__name__, exc_info=None if private else error)
 
     def _answers_its_example(self, *, proba: bool) -> bool:
         """Whether the model still answers a row of its training frame: then other rows are to blame."""
         try:
-            orjson.dumps(self._outputs(self.signature.decode(self.signature.example), proba=proba))
+            frame = self.signature.decode(self.signature.example)
+            scores = self.model.probabilities(frame) if proba else None
+            orjson.dumps([answers.rows_of(self.model.predict(frame)), answers.score_rows(scores)])
         except Exception:  # noqa: BLE001 - whatever it is, the caller logs the failure that matters
             return False
         return True
+
+
+def _joined(questions: list[Question]) -> dict[str, list[Any]]:
+    if len(questions) == 1:
+        return questions[0].values
+    return {name: [*chain.from_iterable(q.values[name] for q in questions)] for name in questions[0].values}
 
 
 def application() -> Starlette:
@@ -249,16 +296,18 @@ async def _predict(predictor: Predictor, request: Request) -> Response:
         gate = request.headers.get(GATE_HEADER, "") == "gate"
         # Only the model waits for its turn: what cannot be answered is refused while it works.
         if len(body) <= INLINE_BYTES:
-            frame = predictor.decode(body)
+            question = predictor.read(body, proba=proba, gate=gate)
         else:
-            frame = await run_in_threadpool(predictor.decode, body)
-        answer = await predictor.answer_in_turn(frame, proba=proba, gate=gate)
+            question = await run_in_threadpool(predictor.read, body, proba=proba, gate=gate)
+        answer = await predictor.answer(question)
     except Unreadable as error:
         return refuse(400, str(error))
     except InputError as error:
         return refuse(422, str(error), error.problems)
-    except Exception:
-        logger.exception("the model failed on rows that fit its signature")
+    except Overloaded as error:
+        return _busy(error)
+    except Exception as error:  # noqa: BLE001  a model may raise anything; it is logged
+        predictor.complain("the model failed on rows that fit its signature", error)
         return refuse(500, "the model failed; see the log of the service")
     return Response(answer, media_type="application/json")
 
@@ -272,7 +321,8 @@ async def explain(request: Request) -> Response:
     if media != "application/json":
         return refuse(415, f"the body must be application/json, not {media[:60] or 'untyped'}")
     try:
-        frame = await run_in_threadpool(predictor.decode, await _bounded_body(request))
+        question = await run_in_threadpool(predictor.read, await _bounded_body(request))
+        frame = predictor.signature.build(question.values)
         work = asyncio.get_running_loop().run_in_executor(predictor.explaining, predictor.explainer.explain, frame)
         found = await work
     except ServiceError as error:
@@ -281,8 +331,8 @@ async def explain(request: Request) -> Response:
         return refuse(400, str(error))
     except InputError as error:
         return refuse(422, str(error), error.problems)
-    except Exception:
-        logger.exception("rows that fit the signature could not be explained")
+    except Exception as error:  # noqa: BLE001  the same
+        predictor.complain("rows that fit the signature could not be explained", error)
         return refuse(500, "the explanation failed; see the log of the service")
     return _json(200, {**found, "version": predictor.version})
 
@@ -320,92 +370,18 @@ async def index(request: Request) -> Response:
     return HTMLResponse(index_page(predictor.name, predictor.version, predictor.signature))
 
 
+def _busy(error: Overloaded) -> Response:
+    response = refuse(503, str(error))
+    response.headers["Retry-After"] = str(error.retry_after)
+    return response
+
+
 def refuse(status: int, error: str, problems: list[dict[str, Any]] | None = None) -> Response:
     """The body of every 4xx: one line, and the problems one by one."""
     return _json(status, {"error": error, "problems": problems or []})
 
 
-def parse_json(body: bytes) -> Any:
-    """Parse JSON; NaN and Infinity, which are not JSON, come through so that their column can be named.
-
-    Raises
-    ------
-    Unreadable
-        With the place of the fault.
-    """
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as strict:
-        try:
-            value = json.loads(body)
-            json.dumps(value, ensure_ascii=False).encode()  # refuses lone surrogates, which no log could hold
-        except (ValueError, RecursionError):
-            msg = f"the body is not JSON: {strict}"
-            raise Unreadable(msg) from strict
-        return value
-
-
-def refuse_doubled_keys(body: bytes, payload: Any, signature: Signature) -> None:
-    """Refuse a body in which an object has a key twice; JSON parsers keep one of its values and say nothing.
-
-    Parameters
-    ----------
-    payload : dict or list
-        What `body` holds, known to fit `signature`.
-
-    Raises
-    ------
-    InputError
-        With the row and the key.
-    """
-    # Each key and each string stands between two quotation marks. Only where there are more marks than the parsed
-    # keys and strings need can one have been dropped: then, or where a string holds a mark, it is parsed again.
-    split = {"columns", "data"}
-    rows: list[Any]
-    places: dict[str, Any]
-    if isinstance(payload, dict) and payload.keys() == split and set(signature.names) != split:
-        rows, places = payload["data"], {name: i for i, name in enumerate(payload["columns"])}
-        held, by_row = 2 + len(places), False
-    elif isinstance(payload, list) and not isinstance(payload[0], dict):  # rows without names
-        one = len(signature.columns) == 1
-        rows, places = (
-            [[row] for row in payload] if one else payload,
-            {name: i for i, name in enumerate(signature.names)},
-        )
-        held, by_row = 0, True
-    else:
-        rows, places = payload if isinstance(payload, list) else [payload], {name: name for name in signature.names}
-        held, by_row = len(rows) * len(places), True
-    for column in signature.columns:
-        place = places[column.name]
-        if column.shape:
-            if column.kind == "string" or column.cells == "sparse":
-                held += sum(_quoted(row[place]) for row in rows)
-        elif column.kind in ("string", "category", "datetime", "date"):
-            held += list(map(type, [row[place] for row in rows])).count(str)
-    if body.count(b'"') <= 2 * held:
-        return
-    seen = 0
-
-    def once(pairs: list[tuple[str, Any]]) -> None:
-        nonlocal seen
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) < len(keys):
-            key = next(key for i, key in enumerate(keys) if key in keys[:i])
-            raise refusal([problem(seen if by_row else None, key[:80], "each key once", "the same key twice")])
-        seen += 1
-
-    json.loads(body, object_pairs_hook=once, parse_int=float)
-
-
 # -- helpers ------------------------------------------------------------------------------------------------
-
-
-def _quoted(value: Any) -> int:
-    """How many strings and keys a JSON value holds."""
-    if isinstance(value, dict):
-        return len(value) + sum(map(_quoted, value.values()))
-    return sum(map(_quoted, value)) if isinstance(value, list) else isinstance(value, str)
 
 
 def _predictor(request: Request) -> Predictor:

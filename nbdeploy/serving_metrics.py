@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -30,6 +31,17 @@ class Metrics:
         self._rows = Counter("nbdeploy_rows", "Rows answered", ["version"], registry=registry)
         self._seconds = Histogram("nbdeploy_request_seconds", "Time to answer /predict", ["version"], registry=registry)
         self._drops = Counter("nbdeploy_log_drops", "Predictions that the log lost", ["version"], registry=registry)
+        sizes = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+        self._batch_rows = Histogram(
+            "nbdeploy_batch_rows", "Rows of a model call", ["version"], registry=registry, buckets=sizes
+        )
+        self._batch_requests = Histogram(
+            "nbdeploy_batch_requests", "Requests of a model call", ["version"], registry=registry, buckets=sizes[:9]
+        )
+        self._waiting = Gauge(
+            "nbdeploy_waiting_rows", "Rows that wait for the model", ["version"], registry=registry,
+            multiprocess_mode="livesum",
+        )  # fmt: skip
         live = Gauge("nbdeploy_info", "What is served", ["version"], registry=registry, multiprocess_mode="livemax")
         live.labels(version).set(1)
         self._version = version
@@ -38,8 +50,12 @@ class Metrics:
             self._registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
 
-    def answered(self, rows: int) -> None:
-        self._rows.labels(self._version).inc(rows)
+    def answered(self, rows: Sequence[int], waiting: int) -> None:
+        """Count one model call: the rows of each request that it answered, and how many rows wait for the next."""
+        self._rows.labels(self._version).inc(sum(rows))
+        self._batch_rows.labels(self._version).observe(sum(rows))
+        self._batch_requests.labels(self._version).observe(len(rows))
+        self._waiting.labels(self._version).set(waiting)
 
     def observe(self, status: int, seconds: float) -> None:
         """Count one finished request."""

@@ -111,6 +111,11 @@ class Signature:
         return bool(self.classes) and isinstance(self.classes[0], tuple)  # type: ignore[index]
 
     @property
+    def has_private(self) -> bool:
+        """Whether the values of some column must not be told."""
+        return any(column.private for column in self.columns)
+
+    @property
     def logged(self) -> list[Column]:
         """The columns that may be logged: those that are not private."""
         return [column for column in self.columns if not column.private]
@@ -203,7 +208,11 @@ class Signature:
     # -- in: JSON to frames -------------------------------------------------------------------------
 
     def decode(self, payload: Any) -> pd.DataFrame:
-        """Turn parsed JSON into the frame that the model was trained on, dtype for dtype.
+        """Turn parsed JSON into the frame that the model was trained on, dtype for dtype: `check`, then `build`."""
+        return self.build(self.check(payload))
+
+    def check(self, payload: Any) -> dict[str, list[Any]]:
+        """The values of each column in parsed JSON, all of which may stand there.
 
         Parameters
         ----------
@@ -217,21 +226,32 @@ class Signature:
         """
         lists = self._columns_of(payload)
         problems: list[dict[str, Any]] = []
-        series: dict[str | int, pd.Series] = {}
         for column in self.columns:
-            values = lists[column.name]
-            check = cell_problems if column.shape else value_problems
-            problems += check(column, values, MAX_PROBLEMS - len(problems))
+            look = cell_problems if column.shape else value_problems
+            problems += look(column, lists[column.name], MAX_PROBLEMS - len(problems))
             if len(problems) >= MAX_PROBLEMS:
                 break
-            if not problems:
-                try:
-                    series[column.label] = build_column(column, values)
-                except (ValueError, TypeError, OverflowError) as error:
-                    told = "values that do not" if column.private else f"values that {error}"
-                    problems.append(problem(None, column.name, column.expected, told))
         if problems:
             raise refusal(problems)
+        return lists
+
+    def build(self, lists: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+        """The frame of checked values, dtype for dtype.
+
+        Raises
+        ------
+        InputError
+            A value is beyond what its dtype can hold.
+        """
+        series: dict[str | int, pd.Series] = {}
+        for column in self.columns:
+            try:
+                series[column.label] = build_column(column, lists[column.name])
+            except (ValueError, TypeError, OverflowError) as error:
+                told = "values that do not" if column.private else f"values that {error}"
+                raise refusal([problem(None, column.name, column.expected, told)]) from (
+                    None if column.private else error
+                )
         return pd.DataFrame(series, columns=[c.label for c in self.columns])
 
     def _columns_of(self, payload: Any) -> dict[str, list[Any]]:

@@ -77,10 +77,10 @@ def backed(values, kind):
     return pd.Series(values, dtype=pd.ArrowDtype(kind))
 
 def through_json(version, X):
-    from nbdeploy import artifact, client, serving
+    from nbdeploy import artifact, client, request_body
     loaded = artifact.load(version.path, version.files)
     body = client._body(loaded.signature, client._frame(X, loaded.signature))
-    return loaded.predict(loaded.signature.decode(serving.parse_json(body))).tolist()
+    return loaded.predict(loaded.signature.decode(request_body.parse_json(body))).tolist()
 
 def end_services():
     import os, psutil

@@ -203,9 +203,16 @@ def test_classes_keep_their_types_and_what_is_no_label_is_refused():
         staged(Labels([("a", 1), ("b", 2)]))
 
 
-def test_a_model_that_answers_with_no_output_is_refused():
+def test_a_class_instead_of_a_model_is_named():
+    with pytest.raises(SaveError, match="First is a class, not a fitted model"):
+        staged(First)
+
+
+def test_a_model_that_answers_with_no_output_or_a_nameless_one_is_refused():
     with pytest.raises(SaveError, match="no output"):
         staged(lambda _: {})
+    with pytest.raises(SaveError, match="an output without a name"):
+        staged(lambda X: {"": X["a"], "b": X["a"]})
 
 
 def test_the_culprit_is_found_in_partials_and_in_classes():
