@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,11 @@ def predicted(raw: Any, rows: int, method: str) -> Predicted:
         It is not one answer per row.
     """
     if isinstance(raw, Mapping) or hasattr(raw, "columns"):
-        named = raw if isinstance(raw, Mapping) else _columns_of(raw)
+        named = dict(raw) if isinstance(raw, Mapping) else _columns_of(raw)
+        names = list(map(str, named if isinstance(raw, Mapping) else getattr(raw, "column_names", raw.columns)))
+        if doubled := [name for i, name in enumerate(names) if name in names[:i]]:
+            msg = f"the model's {method} gives the output {doubled[0]!r} twice"
+            raise SaveError(msg, "Give each of its outputs a name of its own.")
         return {str(name): _rows_of(values, rows, f"{method}, output {name!r},") for name, values in named.items()}
     return _rows_of(raw, rows, method)
 
@@ -145,17 +149,27 @@ def store(frame: pd.DataFrame, outputs: Sequence[Output]) -> pd.DataFrame:
     for output in outputs:
         held = frame[output.column].tolist()
         if output.as_json:
-            stored[output.column] = pd.Series([json.dumps(nested(value)) for value in held], dtype=object)
+            stored[output.column] = pd.Series(stored_cells(held, output), dtype=object)
         elif output.shape:
             stored[output.column] = pd.Series([value.ravel() for value in held], dtype=object)
     return stored
 
 
+def stored_cells(values: Sequence[Any], output: Output) -> list[str | None]:
+    """The values of an output that one NumPy dtype cannot hold, as JSON text."""
+    assert output.as_json
+    return [json.dumps(nested(value)) for value in values]
+
+
+def from_stored(held: list[Any], output: Output) -> pd.Series:
+    """The column of an output from what `store` made of its values."""
+    return _typed([json.loads(text) for text in held] if output.as_json else held, output)
+
+
 def restore(frame: pd.DataFrame, outputs: Sequence[Output]) -> pd.DataFrame:
     """What `store` was given."""
     for output in outputs:
-        held = frame[output.column].tolist()
-        frame[output.column] = _typed([json.loads(text) for text in held] if output.as_json else held, output)
+        frame[output.column] = from_stored(frame[output.column].tolist(), output)
     return frame
 
 
@@ -244,15 +258,21 @@ def _rows_of(raw: Any, rows: int, method: str) -> np.ndarray[Any, Any]:
         values = values.copy()
         values[gaps] = None  # JSON has but one missing value
     if not values.ndim or len(values) != rows:
-        got = f"{len(values)} rows" if values.ndim else "one value"
+        nothing = raw is None or isinstance(raw, (Iterator, Coroutine))
+        got = f"a {type(raw).__name__}" if nothing else f"{len(values)} rows" if values.ndim else "one value"
         msg = f"the model's {method} answers {rows} rows with {got}"
         raise SaveError(msg, "It must give one answer per row.")
     return values
 
 
 def _array(raw: Any) -> np.ndarray[Any, Any]:
+    if isinstance(raw, np.ma.MaskedArray) and np.ma.is_masked(raw):
+        if raw.dtype.kind != "f":
+            msg = f"the model answers with a masked array of {raw.dtype}, which has no missing value"
+            raise SaveError(msg, "Fill it: answers.filled(...).")
+        raw = raw.filled(np.nan)
     if isinstance(raw, np.ndarray):
-        return raw
+        return np.asarray(raw)  # a subclass such as np.matrix has rules of its own
     if isinstance(raw, (pd.Series, pd.api.extensions.ExtensionArray)):
         return _from_extension(pd.Series(raw)) if _extended(raw.dtype) else np.asarray(raw)
     if hasattr(raw, "null_count"):  # a series of Polars, an array of Arrow

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -21,12 +21,12 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from nbdeploy import answers, carried_code, containers, frameworks, pickling
+from nbdeploy import answers, carried_code, claims, containers, frameworks, pickling, processes
 from nbdeploy.answers import Predicted
-from nbdeploy.errors import RehearsalError, SaveError, did_you_mean
+from nbdeploy.errors import RehearsalError, SaveError
 from nbdeploy.frameworks import Framework
 from nbdeploy.home import bentoml_home, private_folder
-from nbdeploy.signature import Column, Signature, Task, build_column, json_column, restore_missing
+from nbdeploy.signature import Column, Signature, build_column, json_column, restore_missing
 from nbdeploy.signature_tensors import flat_cells, restored_cells
 
 # Other batch sizes add up in another order; what JSON breaks is far further off than this.
@@ -139,18 +139,18 @@ def write(folder: Path, model: Any, X: Any, y: Any = None, options: Options | No
     training = containers.read(framework.training(model) if X is None else X)
     columns = training.columns()
     if training.container in ("frame", "polars", "arrow"):
-        _check_inputs(_known_inputs(framework, model), [column.name for column in columns], model)
+        claims.check_inputs(claims.known_inputs(framework, model), [column.name for column in columns], model)
     columns = tuple(_as_declared(column, framework.optional(model)) for column in columns)
     rows, reference = training.sample()
     draft = Signature(columns, training.container, training.detail).with_private(options.private)
     live = LoadedModel(model, draft, framework, options.tolerance)
     predictions, classes, expected = _ask(live, reference)
-    labels = _labels(y, training.rows, rows, predictions)
+    labels = claims.labels_of(y, training.rows, rows, predictions)
     signature = Signature(
         columns=draft.columns,
         container=training.container,
         detail=training.detail,
-        task=_task(model, predictions, classes, labels),
+        task=claims.task_of(model, predictions, classes, labels),
         outputs=answers.outputs_of(predictions),
         classes=classes,
         example=example_row(reference, columns),
@@ -356,6 +356,14 @@ def failure(outcome: dict[str, Any] | None, code: int, log: str) -> SaveError:
     return kind(outcome["message"] + _where_defined(outcome["message"]), outcome["hint"], outcome["details"])
 
 
+def sweep_copies(area: Path) -> None:
+    """Remove what processes that are gone had copied into `area` in order to load it."""
+    for leftover in area.glob("loaded-*"):
+        pid = leftover.name.split("-")[1]
+        if "@" not in leftover.name and pid.isdecimal() and not processes.started(int(pid)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
 def private_tree(folder: Path) -> None:
     """Give every folder 0700 and every file 0600."""
     folder.chmod(0o700)
@@ -381,7 +389,7 @@ def _ask(live: LoadedModel, reference: pd.DataFrame) -> tuple[Predicted, Any, pd
     framework, model, signature = live.framework, live.model, live.signature
     try:
         predictions = live.predict(reference)
-        classes = _classes(framework.classes(model))
+        classes = claims.classes_of(framework.classes(model))
         scores = None
         if classes is not None:
             raw = framework.probabilities(model, containers.hand(reference, signature))
@@ -418,112 +426,10 @@ def _class_of(model: Any, framework: Framework) -> str:
     return f"{framework.name} model" if ours else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _known_inputs(framework: Framework, model: Any) -> Sequence[str] | None:
-    try:
-        return framework.inputs(model)
-    except SaveError:
-        raise
-    except Exception:  # noqa: BLE001  anybody's attribute: what it says of itself is no help, X and predict decide
-        return None
-
-
-def _check_inputs(known: Sequence[str] | None, given: list[str], model: Any) -> None:
-    missing = [name for name in known or () if name not in given]
-    if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        msg = f"X has no column {missing[0]!r}{more}, which the {type(model).__name__} was fitted on"
-        others = [name for name in given if name not in (known or ())]
-        raise SaveError(msg, did_you_mean(missing[0], others) or "Pass the data that it was fitted on.")
-    unseen = [name for name in given if known is not None and name not in known]
-    if unseen:
-        more = f" (and {len(unseen) - 1} more)" if len(unseen) > 1 else ""
-        msg = f"X has the column {unseen[0]!r}{more}, which the {type(model).__name__} never saw"
-        raise SaveError(msg, f"Pass the columns that it was fitted on: {', '.join(map(repr, (known or ())[:8]))}.")
-
-
-def _labels(y: Any, length: int, rows: np.ndarray[Any, Any], predictions: Predicted) -> pd.DataFrame | None:
-    if y is None:
-        return None
-    names = list(y.columns) if hasattr(y, "columns") else [getattr(y, "name", None)]
-    try:
-        values = np.asarray(y)
-    except Exception as error:  # anybody's container
-        msg = f"y is a {type(y).__name__} that is no array: {error}"
-        raise SaveError(msg, "Pass one label per row.") from error
-    shape = values.shape
-    if not shape:
-        msg = f"y is a {type(y).__name__}, not one label per row"
-        raise SaveError(msg, "Pass a series or an array of labels, or none: y is only for measuring the model.")
-    if doubled := [name for name in names if names.count(name) > 1]:
-        msg = f"y has the column {doubled[0]!r} twice"
-        raise SaveError(msg, "Rename one of them.")
-    if odd := [name for name in names if not _encodes(str(name))]:
-        msg = f"the name of y {odd[0]!r} is no text"
-        raise SaveError(msg, "Rename it.")
-    if values.ndim == 1:
-        values = values[:, None]
-    several = isinstance(predictions, np.ndarray) and predictions.ndim == 2 and predictions.shape[1] == shape[-1]
-    if values.ndim != 2 or not (values.shape[1] == 1 or several):
-        msg = f"y has the shape {shape}"
-        raise SaveError(msg, "Pass one column of labels, or none: y is only for measuring the model.")
-    if len(values) != length:
-        msg = f"y has {len(values)} rows and X has {length}"
-        raise SaveError(msg, "Pass the labels of the same rows.")
-    if len(names) != values.shape[1]:
-        names = [None] if values.shape[1] == 1 else [f"target{i}" for i in range(values.shape[1])]
-    frame = {str("target" if name is None else name): pd.Series(values[rows, i]) for i, name in enumerate(names)}
-    return pd.DataFrame(frame).infer_objects()
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return False
-    return True
-
-
-def _classes(found: Any) -> tuple[Any, ...] | None:
-    found = _listed(found)
-    if not found:
-        return None
-    ranks = {np.ndim(part) for part in found}
-    if ranks == {1} and not any(isinstance(part, tuple) for part in found):  # of several targets
-        return tuple(tuple(map(_class, part)) for part in found)
-    return tuple(map(_class, found)) if ranks <= {0, 1} else None
-
-
-def _listed(found: Any) -> list[Any] | None:
-    # Some objects have every attribute that they are asked for.
-    return list(found) if hasattr(type(found), "__len__") and hasattr(type(found), "__iter__") else None
-
-
-def _class(label: Any) -> Any:
-    plain = label.item() if isinstance(label, np.generic) and label.dtype.kind not in "mM" else label
-    if not isinstance(plain, (bool, int, float, str, type(None))) or (isinstance(plain, str) and not _encodes(plain)):
-        msg = f"one of the model's classes_ is {label!r:.80}, a {type(label).__name__}"
-        raise SaveError(msg, "Fit it on labels that are numbers, strings or booleans.")
-    return plain
-
-
 def _scores(raw: Any, count: int, *, several: bool) -> Any:
     blocks = [answers.predicted(block, count, "predict_proba") for block in (raw if several else [raw])]
     assert not any(isinstance(block, dict) for block in blocks)
     return blocks if several else blocks[0]
-
-
-def _task(model: Any, predictions: Predicted, classes: Any, labels: pd.DataFrame | None) -> Task:
-    known = None
-    with suppress(Exception):  # anybody's property
-        known = _listed(getattr(model, "classes_", None))
-    if classes is not None or known is not None:
-        return "classification"
-    first = next(iter(predictions.values())) if isinstance(predictions, dict) else predictions
-    if first.dtype.kind == "f":
-        return "regression"
-    if labels is None:
-        return "other"
-    return "regression" if first.dtype.kind in "iu" and labels.iloc[:, 0].nunique() > 20 else "classification"
 
 
 def _store_model(framework: Framework, model: Any, folder: Path) -> dict[str, Any]:
@@ -580,6 +486,7 @@ def _verified(folder: Path, files: Mapping[str, str] | None) -> Iterator[Path]:
     data = {name for name in files if name in _ONLY_DATA or name.startswith(f"{WHEELS}/")}
     _compare(folder, {name: files[name] for name in sorted(data)}, lambda name: _sha256(folder / name))
     area = private_folder(bentoml_home() / "nbdeploy-staging")
+    sweep_copies(area)
     place = Path(tempfile.mkdtemp(prefix=f"loaded-{os.getpid()}-", dir=area))
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     try:

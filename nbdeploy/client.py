@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -12,10 +14,12 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from nbdeploy import answers, containers
+from nbdeploy import answers, arrow_body, containers
 from nbdeploy.errors import InputError, SaveError, ServiceError
 from nbdeploy.signature import UNNAMED, Signature
 
+JSON = "application/json"
+JSON_ROWS = 20  # more travel as an Arrow stream
 CHUNK_ROWS = 5_000
 CHUNK_CELLS = 200_000
 TIMEOUT = 60.0
@@ -60,16 +64,15 @@ class _TooLarge(InputError):
 def _ask(
     http: httpx.Client, name: str, signature: Signature, chunk: pd.DataFrame, *, start: int, proba: bool
 ) -> list[pd.DataFrame]:
-    body = _body(signature, chunk)
+    body, media = _body(signature, chunk)
     try:
-        answer = _json(
+        response = _answered(
             name,
             lambda: http.post(
-                "/predict", params={"proba": "true"} if proba else {}, content=body,
-                headers={"Content-Type": "application/json"},
+                "/predict", params={"proba": "true"} if proba else {}, content=body, headers={"Content-Type": media}
             ),
             start,
-        )  # fmt: skip
+        )
     except _TooLarge:
         if len(chunk) == 1:
             raise
@@ -78,14 +81,20 @@ def _ask(
             *_ask(http, name, signature, chunk.iloc[:half], start=start, proba=proba),
             *_ask(http, name, signature, chunk.iloc[half:], start=start + half, proba=proba),
         ]
-    return [_answers(answer, signature)]
+    if media == arrow_body.MEDIA:
+        return [arrow_body.read_answers(response.content, signature.outputs)]
+    return [_answers(orjson.loads(response.content), signature)]
 
 
-def _body(signature: Signature, chunk: pd.DataFrame) -> bytes:
+def _body(signature: Signature, chunk: pd.DataFrame) -> tuple[bytes, str]:
+    if len(chunk) > JSON_ROWS:
+        # What Arrow cannot hold, a string among numbers say, goes as JSON: its refusal names the row.
+        with suppress(InputError):
+            return arrow_body.write_rows(chunk, signature), arrow_body.MEDIA
     payload = signature.encode(chunk)
     try:
         # orjson would write Infinity as null. As it is, the service takes it or names its column.
-        return json.dumps(payload).encode() if _holds_infinity(chunk) else orjson.dumps(payload)
+        return json.dumps(payload).encode() if _holds_infinity(chunk) else orjson.dumps(payload), JSON
     except (TypeError, ValueError) as error:
         msg = f"these rows cannot travel as JSON: {error}"
         raise InputError(msg) from error
@@ -121,12 +130,17 @@ def _answers(answer: dict[str, Any], signature: Signature) -> pd.DataFrame:
 
 
 def _get(http: httpx.Client, name: str, path: str) -> dict[str, Any]:
-    return _json(name, lambda: http.get(path), 0)
+    facts: dict[str, Any] = orjson.loads(_answered(name, lambda: http.get(path), 0).content)
+    return facts
 
 
-def _json(name: str, send: Any, start: int) -> dict[str, Any]:
+def _answered(name: str, send: Callable[[], httpx.Response], start: int) -> httpx.Response:
     try:
         response = send()
+        if response.status_code == httpx.codes.OK:
+            if response.headers.get("content-type") != arrow_body.MEDIA:
+                orjson.loads(response.content)
+            return response
         answer: dict[str, Any] = orjson.loads(response.content)
     except httpx.HTTPError as error:
         msg = f"{name!r} does not answer: {type(error).__name__}: {error}"
@@ -134,13 +148,10 @@ def _json(name: str, send: Any, start: int) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         msg = f"{name!r} answered with status {response.status_code} and no JSON"
         raise ServiceError(msg, "Is this the URL of a deployment?") from error
-    if response.status_code == httpx.codes.OK:
-        return answer
     if 400 <= response.status_code < 500:
         raise _refused(name, response.status_code, answer, start)
-    msg_0 = f"{name!r} failed with status {response.status_code}: {answer.get('error')}"
-    raise ServiceError(msg_0,
-                       f"See %deploy logs {name}.")  # fmt: skip
+    said = f"{name!r} failed with status {response.status_code}: {answer.get('error')}"
+    raise ServiceError(said, f"See %deploy logs {name}.")
 
 
 def _refused(name: str, status: int, answer: dict[str, Any], start: int) -> InputError:

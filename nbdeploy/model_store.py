@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from nbdeploy import artifact, frameworks, pickling, processes, provenance, requirements
+from nbdeploy import artifact, frameworks, pickling, provenance, requirements
 from nbdeploy.errors import NbdeployError, NotFound, SaveError, did_you_mean
 from nbdeploy.home import (
     bentoml_home,
@@ -179,7 +179,7 @@ def staging(name: str) -> Iterator[Path]:
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
-            _sweep_copies(area)
+            artifact.sweep_copies(area)
 
 
 def add_requirements(
@@ -352,11 +352,3 @@ def _disk(place: Path, name: str) -> Iterator[None]:
     except OSError as error:
         msg = f"{name!r} cannot be written to {place.parent}: {error.strerror or error}"
         raise SaveError(msg, "Make room, or set BENTOML_HOME to a folder on another disk.") from error
-
-
-def _sweep_copies(area: Path) -> None:
-    # What a process that was killed had copied in order to load it.
-    for leftover in area.glob("loaded-*"):
-        pid = leftover.name.split("-")[1]
-        if "@" not in leftover.name and pid.isdecimal() and not processes.started(int(pid)):
-            shutil.rmtree(leftover, ignore_errors=True)

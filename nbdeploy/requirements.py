@@ -135,6 +135,13 @@ def check_user(lines: Sequence[str]) -> list[str]:
         except InvalidRequirement as error:
             msg = f"requirements=: {_short(each)} is not a requirement"
             raise SaveError(msg, "Write a name and a version, for example 'xgboost>=2'.", str(error)) from error
+        place = urlsplit(parsed.url or "")
+        if place.username or place.password or place.scheme == "file":
+            what = "a file of this machine" if place.scheme == "file" else "a URL with a user or password in it"
+            msg = f"requirements=: {parsed.name} is at {what}"
+            raise SaveError(
+                msg, "Name a version, or a URL that anybody may read; secrets belong into pip's configuration."
+            )
         if normal(parsed.name) in kept:
             msg = f"requirements=: {parsed.name} is named twice, by {_short(kept[normal(parsed.name)])} and {_short(line)}"
             raise SaveError(msg, "Keep one of them.")

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pandas as pd
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -32,14 +33,14 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from nbdeploy import answers, artifact, explanations, prediction_log, requirements
+from nbdeploy import answers, arrow_body, artifact, explanations, prediction_log, requirements
 from nbdeploy.batching import Batcher, Overloaded
 from nbdeploy.errors import InputError, NbdeployError, RehearsalError, ServiceError
 from nbdeploy.home import read_json, write_json
 from nbdeploy.request_body import Unreadable, parse_json, refuse_doubled_keys
 from nbdeploy.serving_docs import index_page, openapi
 from nbdeploy.serving_metrics import Metrics
-from nbdeploy.signature import Signature, problem
+from nbdeploy.signature import Column, Signature, json_column, problem
 
 SPEC = "NBDEPLOY_SPEC"  # the file that tells a worker what to serve; without it, the version stands in its Bento
 MAX_BODY_BYTES = 64 << 20
@@ -62,10 +63,11 @@ logger = logging.getLogger("bentoml.nbdeploy")
 class Question:
     """The checked rows of one request: values by column, whether probabilities are wanted, whether a gate asks."""
 
-    values: dict[str, list[Any]]
+    columns: dict[str, list[Any]] | None
     rows: int
     proba: bool = False
     gate: bool = False
+    frame: pd.DataFrame | None = None  # instead of values, where the rows came as an Arrow stream
 
 
 class Predictor:
@@ -115,16 +117,19 @@ class Predictor:
         self.explaining = ThreadPoolExecutor(1, thread_name_prefix="explain")
         self.app.state.predictor = self
 
-    def read(self, body: bytes, *, proba: bool = False, gate: bool = False) -> Question:
-        """One ``/predict`` body.
+    def read(self, body: bytes, *, arrow: bool = False, proba: bool = False, gate: bool = False) -> Question:
+        """One ``/predict`` body: JSON, or an Arrow IPC stream.
 
         Raises
         ------
         Unreadable
-            The body is not JSON.
+            The body is not JSON, or no such stream.
         InputError
             The rows do not fit the signature.
         """
+        if arrow:
+            frame = arrow_body.read(body, self.signature)
+            return Question(None, len(frame), proba, gate, frame)
         payload = parse_json(body)
         values = self.signature.check(payload)
         refuse_doubled_keys(body, payload, self.signature)
@@ -145,16 +150,35 @@ class Predictor:
     def _answers(self, questions: list[Question]) -> list[bytes]:
         """The bodies of the answers. Nothing is logged before all are there: a batch that fails is tried again."""
         try:
-            bodies = self._bodies(questions)
+            told = [question for question in questions if question.columns is not None]
+            bodies = dict(zip(map(id, told), self._bodies(told), strict=True)) if told else {}
+            # A stream is large, and goes alone: its frame is there already.
+            bodies |= {id(each): self._stream(each) for each in questions if each.columns is None}
         except Exception as error:
             if len(questions) > 1:  # whose fault it is shows when each is asked alone
                 raise
             raise self._blamed(error, questions[0]) from (None if self.signature.has_private else error)
-        for (request, values, scores, _), question in zip(bodies, questions, strict=True):
-            inputs = {column.name: question.values[column.name] for column in self.signature.logged}
+        for question in questions:
+            request, values, scores, _ = bodies[id(question)]
+            inputs = {c.name: self._asked(question, c) for c in self.signature.logged}
             self.log.write(self.version, request, inputs, values, scores, gate=question.gate)
         self.metrics.answered([question.rows for question in questions], self._batcher.waiting_rows)
-        return [body for _, _, _, body in bodies]
+        return [bodies[id(question)][3] for question in questions]
+
+    def _asked(self, question: Question, column: Column) -> list[Any]:
+        if question.columns is not None:
+            return question.columns[column.name]
+        assert question.frame is not None
+        return json_column(column, question.frame[column.label])
+
+    def _stream(self, question: Question) -> tuple[str, list[Any], list[Any] | None, bytes]:
+        assert question.frame is not None
+        predictions = self.model.predict(question.frame)
+        scores = self.model.probabilities(question.frame) if question.proba else None
+        request = prediction_log.new_request_id()
+        ids = prediction_log.prediction_ids(request, question.rows)
+        body = arrow_body.write_answers(predictions, scores, self.signature.classes, ids, self.version)
+        return request, answers.rows_of(predictions), answers.score_rows(scores), body
 
     def _bodies(self, questions: list[Question]) -> list[tuple[str, list[Any], list[Any] | None, bytes]]:
         frame = self.signature.build(_joined(questions))
@@ -197,7 +221,8 @@ class Predictor:
         )
         msg = f"the model cannot answer these rows: {said}"
         general = problem(None, None, "rows that the model can answer", said)
-        return InputError(msg, self.signature.novelties(self.signature.build(question.values)) or [general])
+        frame = question.frame if question.columns is None else self.signature.build(question.columns)
+        return InputError(msg, self.signature.novelties(frame) or [general])
 
     def complain(self, what: str, error: Exception) -> None:
         """Write a failure to the log of the service, without what may quote a private value."""
@@ -216,9 +241,8 @@ class Predictor:
 
 
 def _joined(questions: list[Question]) -> dict[str, list[Any]]:
-    if len(questions) == 1:
-        return questions[0].values
-    return {name: [*chain.from_iterable(q.values[name] for q in questions)] for name in questions[0].values}
+    held = [question.columns for question in questions if question.columns is not None]
+    return {name: [*chain.from_iterable(values[name] for values in held)] for name in held[0]}
 
 
 def application() -> Starlette:
@@ -275,8 +299,9 @@ async def predict(request: Request) -> Response:
 
 async def _predict(predictor: Predictor, request: Request) -> Response:
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/json":
-        return refuse(415, f"the body must be application/json, not {media[:60] or 'untyped'}")
+    if media not in ("application/json", arrow_body.MEDIA):
+        return refuse(415, f"the body must be application/json or {arrow_body.MEDIA}, not {media[:60] or 'untyped'}")
+    arrow = media == arrow_body.MEDIA
     wanted = request.query_params.get("proba", "false").lower()
     if wanted not in ("true", "false", "1", "0"):
         return refuse(
@@ -296,9 +321,9 @@ async def _predict(predictor: Predictor, request: Request) -> Response:
         gate = request.headers.get(GATE_HEADER, "") == "gate"
         # Only the model waits for its turn: what cannot be answered is refused while it works.
         if len(body) <= INLINE_BYTES:
-            question = predictor.read(body, proba=proba, gate=gate)
+            question = predictor.read(body, arrow=arrow, proba=proba, gate=gate)
         else:
-            question = await run_in_threadpool(predictor.read, body, proba=proba, gate=gate)
+            question = await run_in_threadpool(predictor.read, body, arrow=arrow, proba=proba, gate=gate)
         answer = await predictor.answer(question)
     except Unreadable as error:
         return refuse(400, str(error))
@@ -309,7 +334,7 @@ async def _predict(predictor: Predictor, request: Request) -> Response:
     except Exception as error:  # noqa: BLE001  a model may raise anything; it is logged
         predictor.complain("the model failed on rows that fit its signature", error)
         return refuse(500, "the model failed; see the log of the service")
-    return Response(answer, media_type="application/json")
+    return Response(answer, media_type=media)
 
 
 async def explain(request: Request) -> Response:
@@ -322,7 +347,7 @@ async def explain(request: Request) -> Response:
         return refuse(415, f"the body must be application/json, not {media[:60] or 'untyped'}")
     try:
         question = await run_in_threadpool(predictor.read, await _bounded_body(request))
-        frame = predictor.signature.build(question.values)
+        frame = predictor.signature.build(question.columns or {})
         work = asyncio.get_running_loop().run_in_executor(predictor.explaining, predictor.explainer.explain, frame)
         found = await work
     except ServiceError as error:

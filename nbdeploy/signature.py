@@ -194,9 +194,8 @@ class Signature:
             A column is missing, unknown or doubled, or holds what JSON cannot carry.
         """
         labels = list(map(str, frame.columns))
-        problems = [*islice(self._column_problems(set(labels), row=None), MAX_PROBLEMS), *_doubled(labels)]
-        if problems:
-            raise refusal(problems[:MAX_PROBLEMS])
+        if problems := self.name_problems(labels):
+            raise refusal(problems)
         lists = [json_column(c, frame.iloc[:, labels.index(c.name)]) for c in self.columns]
         if found := [p for p in map(json_problem, self.columns, lists) if p]:
             raise refusal(found[:MAX_PROBLEMS])
@@ -299,6 +298,11 @@ class Signature:
             raise refusal(problems[:MAX_PROBLEMS])
         lists = dict(zip(columns, map(list, zip(*data, strict=True)), strict=True))
         return {name: lists[name] for name in self.names}
+
+    def name_problems(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Which columns among `names` are missing, unknown or doubled: the first 100."""
+        found = [*islice(self._column_problems(set(names), row=None), MAX_PROBLEMS), *_doubled(names)]
+        return found[:MAX_PROBLEMS]
 
     def _column_problems(self, given: set[str], row: int | None, hints: int = MAX_HINTS) -> Iterator[dict[str, Any]]:
         names = self.names
@@ -501,6 +505,9 @@ def _categories(label: Any, series: pd.Series) -> tuple[Any, ...]:
     if odd := [value for value in held if not isinstance(value, (str, int, float))]:
         msg = f"column {label!r} has categories of type {type(odd[0]).__name__}, which cannot travel as JSON"
         raise SaveError(msg, "Turn them into strings or numbers before fitting.")
+    if len({isinstance(value, str) for value in held}) > 1:
+        msg = f"column {label!r} has strings and numbers among its categories"
+        raise SaveError(msg, "Turn all of them into strings before fitting.")
     return tuple(held)
 
 
@@ -535,7 +542,7 @@ def _kind(label: Any, series: pd.Series) -> Kind:
 
 def _comes_back(dtype: Any) -> bool:
     # A dtype that its text does not name could not be handed to the model again.
-    if isinstance(dtype, (np.dtype, pd.CategoricalDtype)):
+    if isinstance(dtype, (np.dtype, pd.CategoricalDtype, pd.StringDtype)):
         return True
     try:
         return bool(pd.api.types.pandas_dtype(dtype_text(dtype)) == dtype)

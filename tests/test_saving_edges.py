@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pandas as pd
 import pytest
 
 import nbdeploy
-from nbdeploy import magic, model_store, notebook_source, provenance, requirements, verbs
+from nbdeploy import artifact, magic, model_store, notebook_source, provenance, requirements, verbs
 from nbdeploy.errors import InputError, NotFound, RehearsalError, SaveError
 from nbdeploy.requirements import Requirement
 
@@ -126,6 +127,16 @@ def test_what_another_save_is_writing_is_never_swept_away():
         with model_store.staging("edge"):
             pass
         assert theirs.is_dir()
+
+
+def test_a_copy_of_a_process_that_is_gone_is_removed_by_the_next_load():
+    version = nbdeploy.save(First(), "edge", X)
+    left = version.path.parents[2] / "nbdeploy-staging" / "loaded-999999999-x"
+    left.mkdir()
+
+    artifact.load(version.path, version.files)
+
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("version", [3, "3", "V1", "v01", "v²", "", "../v1"])
@@ -356,3 +367,48 @@ def test_a_file_of_another_kind_is_told_which_kinds_there_are(tmp_path):
     other.touch()
     with pytest.raises(InputError, match=r"\.onnx"):
         __main__.read(verbs.Kind.MODEL, str(other))
+
+
+@pytest.mark.parametrize(
+    ("say", "says"),
+    [
+        (lambda X: pd.DataFrame(np.ones((len(X), 2)), columns=["p", "p"]), "gives the output 'p' twice"),
+        (lambda X: {1: np.ones(len(X)), "1": np.zeros(len(X))}, "gives the output '1' twice"),
+        (
+            lambda X: np.ma.masked_array(np.arange(len(X)), mask=[True] + [False] * (len(X) - 1)),
+            "masked array of int64",
+        ),
+        (lambda X: (value for value in range(len(X))), "with a generator"),
+        (lambda _X: None, "with a NoneType"),
+    ],
+)
+def test_answers_that_would_lose_something_are_refused(say, says):
+    with pytest.raises(nbdeploy.SaveError, match=says):
+        nbdeploy.save(say, "bad", pd.DataFrame({"a": [1.0, 2.0, 3.0]}))
+
+
+def test_masked_floats_are_missing_and_a_matrix_is_an_array():
+    frame = pd.DataFrame({"a": [1.0, 2.0, 3.0]})
+
+    masked = nbdeploy.save(lambda X: np.ma.masked_greater(X["a"].to_numpy(), 2), "masked", frame)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PendingDeprecationWarning)  # NumPy's, of its matrices
+        matrix = nbdeploy.save(lambda X: np.matrix(X["a"].to_numpy()).T, "matrix", frame)
+
+    assert masked.expected["prediction"].isna().tolist() == [False, False, True]
+    assert matrix.expected["prediction"].iloc[0].shape == (1,)
+
+
+@pytest.mark.parametrize("line", ["x @ https://user:pw@example.org/x.whl", "x @ file:///tmp/x.whl"])
+def test_a_requirement_with_a_secret_or_of_this_machine_is_refused(line):
+    with pytest.raises(nbdeploy.SaveError, match=r"requirements=: x is at a") as refused:
+        nbdeploy.save(lambda X: X["a"].to_numpy(), "bad", pd.DataFrame({"a": [1.0]}), requirements=[line])
+
+    assert "pw" not in str(refused.value)
+
+
+def test_strings_and_numbers_among_categories_are_refused_by_column():
+    frame = pd.DataFrame({"kind": pd.Categorical([1, "1", 2.5])})
+
+    with pytest.raises(nbdeploy.SaveError, match="column 'kind' has strings and numbers among its categories"):
+        nbdeploy.save(lambda X: np.zeros(len(X)), "bad", frame)

@@ -1,0 +1,256 @@
+"""Rows and answers as Arrow IPC streams: no text in between, dtype for dtype.
+
+A body comes from anybody: it is bounded before it is decoded, and every buffer is validated before it is read.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from nbdeploy import answers
+from nbdeploy.answers import Output, Predicted, Probabilities
+from nbdeploy.errors import InputError
+from nbdeploy.request_body import Unreadable
+from nbdeploy.signature import MAX_PROBLEMS, Column, Signature, build_column, json_column, problem, refusal
+
+MEDIA = "application/vnd.apache.arrow.stream"
+MAX_ROWS = 10_000_000  # a column of nulls takes no byte, however long
+
+
+def read(body: bytes, signature: Signature) -> pd.DataFrame:
+    """The rows of a body as the frame that the model was trained on.
+
+    Raises
+    ------
+    Unreadable
+        It is no Arrow IPC stream, or a compressed one.
+    InputError
+        The rows do not fit the signature.
+    """
+    table = _table(body)
+    names = table.column_names
+    if problems := signature.name_problems(names):
+        raise refusal(problems)
+    if not table.num_rows:
+        raise refusal([problem(None, None, "at least one row", "an empty table")])
+    series: dict[str | int, pd.Series] = {}
+    for column in signature.columns:
+        try:
+            series[column.label] = _series(column, table.column(column.name))
+        except InputError as error:
+            problems += error.problems
+        except (pa.ArrowException, ValueError, TypeError, KeyError, OverflowError) as error:
+            # Valid buffers can still hold what no value is: an unknown time zone, a moment beyond all calendars.
+            said = "values that cannot be read" if column.private else " ".join(str(error).split())[:120]
+            problems.append(problem(None, column.name, column.expected, said))
+        if len(problems) >= MAX_PROBLEMS:
+            break
+    if problems:
+        raise refusal(problems[:MAX_PROBLEMS])
+    return pd.DataFrame(series, columns=[c.label for c in signature.columns])
+
+
+def write_rows(frame: pd.DataFrame, signature: Signature) -> bytes:
+    """What `read` takes, from a frame that has the signature's columns, in any order.
+
+    Raises
+    ------
+    InputError
+        A column is missing, unknown or doubled, or Arrow cannot hold it.
+    """
+    labels = list(map(str, frame.columns))
+    if problems := signature.name_problems(labels):
+        raise refusal(problems)
+    arrays = []
+    for column in signature.columns:
+        values = frame.iloc[:, labels.index(column.name)]
+        try:
+            held = pa.array(json_column(column, values)) if column.shape else pa.array(values, from_pandas=True)
+        except (pa.ArrowException, UnicodeEncodeError) as error:
+            said = " ".join(str(error).split())[:120]
+            raise refusal(
+                [problem(None, column.name, column.expected, f"values that Arrow cannot hold: {said}")]
+            ) from error
+        arrays.append(held.combine_chunks() if isinstance(held, pa.ChunkedArray) else held)
+    return _stream(pa.Table.from_arrays(arrays, names=signature.names))
+
+
+def write_answers(
+    values: Predicted, scores: Probabilities | None, classes: tuple[Any, ...] | None, ids: Sequence[str], version: str
+) -> bytes:
+    """The answer to a body: the columns of `nbdeploy.answers.frame_of`, ``prediction_id`` and ``version``."""
+    frame = answers.frame_of(values, scores, classes)
+    arrays, names = [], []
+    named = values if isinstance(values, dict) else {"": values}
+    for output, array in zip(answers.outputs_of(values), named.values(), strict=True):
+        arrays.append(_answer_array(output, array))
+        names.append(output.column)
+    for name in frame.columns[len(names) :]:
+        arrays.append(pa.array(frame[name].to_numpy()))
+        names.append(str(name))
+    arrays += [pa.array(list(ids)), pa.array([version] * len(ids)).dictionary_encode()]
+    return _stream(pa.Table.from_arrays(arrays, names=[*names, "prediction_id", "version"]))
+
+
+def read_answers(body: bytes, outputs: Sequence[Output]) -> pd.DataFrame:
+    """What `write_answers` was given, as a frame with the dtypes of `outputs`.
+
+    Raises
+    ------
+    Unreadable
+        It is no Arrow IPC stream.
+    """
+    table = _table(body)
+    known = {output.column: output for output in outputs}
+    data = {}
+    for name in table.column_names:
+        column = table.column(name)
+        output = known.get(name)
+        if output is None:
+            data[name] = column.to_pandas() if name != "version" else pd.Series(column.to_pylist())
+        elif output.as_json or output.dtype == answers.STRING:
+            data[name] = answers.from_stored(column.to_pylist(), output)
+        elif output.shape:
+            data[name] = answers.from_stored(column.to_numpy(zero_copy_only=False).tolist(), output)
+        else:
+            data[name] = pd.Series(column.to_numpy())
+    return pd.DataFrame(data)
+
+
+# -- helpers ------------------------------------------------------------------------------------------------
+
+
+def _stream(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def _answer_array(output: Output, array: np.ndarray[Any, Any]) -> Any:
+    if output.as_json:
+        return pa.array(answers.stored_cells(list(array), output), type=pa.string())
+    if output.shape and output.dtype != answers.STRING:
+        flat = array.reshape(len(array), -1)
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
+    return pa.array(array.tolist() if array.dtype.kind in "OU" else array)
+
+
+def _table(body: bytes) -> pa.Table:
+    source = pa.py_buffer(body)
+    try:
+        _refuse_compressed(source)
+        with pa.ipc.open_stream(source) as reader:
+            batches, rows = [], 0
+            for batch in reader:
+                rows += batch.num_rows
+                if rows > MAX_ROWS:
+                    msg = f"the stream has more than {MAX_ROWS:,} rows"
+                    raise Unreadable(msg)
+                batch.validate(full=True)
+                batches.append(batch)
+            table = pa.Table.from_batches(batches, schema=reader.schema)
+            list(map(str, table.column_names))  # a name may be no UTF-8
+            return table
+    except (pa.ArrowException, OSError, EOFError, ValueError, struct.error, IndexError, UnicodeDecodeError) as error:
+        said = " ".join(str(error).split())[:120]
+        msg = f"the body is not an Arrow IPC stream: {said}"
+        raise Unreadable(msg) from error
+
+
+def _refuse_compressed(source: Any) -> None:
+    # A few bytes of a compressed buffer may stand for gigabytes, which Arrow would allocate. Its Python API does not
+    # tell of compression; the message's own header, a flatbuffer, does: RecordBatch.compression.
+    for message in pa.ipc.MessageReader.open_stream(source):
+        if message.type in ("record batch", "dictionary") and _is_compressed(bytes(message.metadata)):
+            msg = "its buffers are compressed; send them as they are"
+            raise ValueError(msg)
+
+
+def _is_compressed(metadata: bytes) -> bool:
+    message = struct.unpack_from("<I", metadata, 0)[0]
+    kind = _field(metadata, message, 1)
+    header = _follow(metadata, _field(metadata, message, 2))
+    if header and metadata[kind] == 2:  # DictionaryBatch: its data is the RecordBatch
+        header = _follow(metadata, _field(metadata, header, 1))
+    return bool(header and _field(metadata, header, 3))
+
+
+def _field(data: bytes, table: int, number: int) -> int:
+    """Where a field of a flatbuffer's table is, or 0."""
+    vtable = table - struct.unpack_from("<i", data, table)[0]
+    if 4 + 2 * number >= struct.unpack_from("<H", data, vtable)[0]:
+        return 0
+    offset = struct.unpack_from("<H", data, vtable + 4 + 2 * number)[0]
+    return table + offset if offset else 0
+
+
+def _follow(data: bytes, place: int) -> int:
+    return place + int(struct.unpack_from("<I", data, place)[0]) if place else 0
+
+
+# -- columns ------------------------------------------------------------------------------------------------
+
+
+def _series(column: Column, held: Any) -> pd.Series:
+    kind = held.type
+    if pa.types.is_dictionary(kind):
+        held, kind = held.cast(kind.value_type), kind.value_type
+    if not column.shape and not _fits(column, kind):
+        raise refusal([problem(None, column.name, column.expected, f"a column of type {str(kind)[:60]}")])
+    fast = not column.shape and column.kind in ("int", "float", "bool") and _is_numpy(column.dtype)
+    values = _numbers(column, held) if fast and not held.null_count else None
+    # Whatever is not plain numbers goes the way of JSON: one check, one way to each dtype.
+    return _checked(column, _as_json(held)) if values is None else pd.Series(values)
+
+
+def _numbers(column: Column, held: Any) -> np.ndarray[Any, Any] | None:
+    """The numbers as they are wanted; None where one of them is not, or Arrow cannot cast them without loss."""
+    try:
+        values: np.ndarray[Any, Any] = held.cast(pa.from_numpy_dtype(np.dtype(column.dtype))).to_numpy()
+    except pa.ArrowException:
+        return None
+    if column.kind == "float":
+        missing = np.isnan(values)
+        if (missing.any() and not column.nullable) or (column.finite and not np.isfinite(values[~missing]).all()):
+            return None
+    return values
+
+
+def _checked(column: Column, values: list[Any]) -> pd.Series:
+    lists = Signature((column,)).check({"columns": [column.name], "data": [[value] for value in values]})
+    return build_column(column, lists[column.name])
+
+
+def _as_json(held: Any) -> list[Any]:
+    kind = held.type
+    if pa.types.is_timestamp(kind):
+        return [None if value is pd.NaT else value.isoformat() for value in held.to_pandas()]
+    if pa.types.is_date(kind):
+        return [None if value is None else value.isoformat() for value in held.cast(pa.date32()).to_pylist()]
+    listed: list[Any] = held.to_pylist()
+    return listed
+
+
+def _fits(column: Column, kind: Any) -> bool:
+    types = pa.types
+    if types.is_null(kind):
+        return True
+    textual = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    number = types.is_integer(kind) or types.is_floating(kind)
+    fits: dict[str, bool] = {
+        "int": number, "float": number, "bool": types.is_boolean(kind), "string": textual,
+        "datetime": types.is_timestamp(kind) or types.is_date(kind) or textual,
+        "date": types.is_date(kind) or textual, "category": textual or number or types.is_boolean(kind),
+    }  # fmt: skip
+    return fits[column.kind]
+
+
+def _is_numpy(dtype: str) -> bool:
+    return isinstance(pd.api.types.pandas_dtype(dtype), np.dtype)
