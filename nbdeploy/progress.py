@@ -9,9 +9,9 @@ from typing import Protocol
 
 
 class Step(Protocol):
-    """Called with the name of the step that begins, or without one to say that time passes."""
+    """Called with the name of the step that begins, or without one to say that time passes, maybe at what."""
 
-    def __call__(self, name: str = "", /) -> None: ...
+    def __call__(self, name: str = "", /, *, doing: str = "") -> None: ...
 
 
 @contextmanager
@@ -25,11 +25,13 @@ def steps(title: str, names: Sequence[str], shown: bool = True) -> Iterator[Step
     bar = tqdm(total=len(names), desc=title, leave=False, bar_format="{desc} {bar:20} {elapsed}", delay=0.3)
     begun: list[str] = []
 
-    def step(name: str = "") -> None:
+    def step(name: str = "", /, *, doing: str = "") -> None:
         if name:
-            bar.set_description_str(f"{title}: {name}", refresh=False)
             bar.update(1 if begun else 0)
             begun.append(name)
+        if name or doing:
+            now = f"{title}: {begun[-1]}" + (f" ({doing})" if doing else "")
+            bar.set_description_str(now, refresh=False)
         bar.refresh()
 
     try:
@@ -39,7 +41,7 @@ def steps(title: str, names: Sequence[str], shown: bool = True) -> Iterator[Step
         bar.close()
 
 
-def _unseen(_name: str = "") -> None:
+def _unseen(_name: str = "", /, *, doing: str = "") -> None:
     """Stand in for a bar that nobody would see."""
 
 

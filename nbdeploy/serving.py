@@ -15,10 +15,11 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -182,19 +183,16 @@ class Predictor:
 
     def _bodies(self, questions: list[Question]) -> list[tuple[str, list[Any], list[Any] | None, bytes]]:
         frame = self.signature.build(_joined(questions))
-        predictions = answers.rows_of(self.model.predict(frame))
-        asked = [i for i, question in enumerate(questions) for _ in range(question.rows) if question.proba]
-        scores: list[Any] = []
-        if asked:
-            wanted = np.repeat([question.proba for question in questions], [question.rows for question in questions])
-            every = frame if wanted.all() else frame[wanted].reset_index(drop=True)
-            scores = answers.score_rows(self.model.probabilities(every)) or []
+        predictions = iter(answers.rows_of(self.model.predict(frame)))
+        wanted = np.repeat([question.proba for question in questions], [question.rows for question in questions])
+        scores: Iterator[Any] = iter(())
+        if wanted.any():
+            rows = frame if wanted.all() else frame[wanted].reset_index(drop=True)
+            scores = iter(answers.score_rows(self.model.probabilities(rows)) or ())
         bodies = []
         for question in questions:
-            values, predictions = predictions[: question.rows], predictions[question.rows :]
-            chances = None
-            if question.proba:
-                chances, scores = scores[: question.rows], scores[question.rows :]
+            values = [*islice(predictions, question.rows)]
+            chances = [*islice(scores, question.rows)] if question.proba else None
             request = prediction_log.new_request_id()
             bodies.append((request, values, chances, self._body(request, values, chances)))
         return bodies

@@ -551,8 +551,10 @@ def _comes_back(dtype: Any) -> bool:
 
 
 def seen(column: Column) -> str:
-    """What training saw in a column, for people: categories or a range."""
+    """What training saw in a column, for people: categories, a range, or how long its texts are."""
     if column.categories is not None:
         text = ", ".join(map(str, column.categories[:6]))
         return text + (f", … ({len(column.categories)})" if len(column.categories) > 6 else "")
+    if column.longest is not None:
+        return f"up to {column.longest} characters"
     return "" if column.minimum is None else f"{column.minimum} … {column.maximum}"

@@ -199,7 +199,11 @@ def _with_requirements(staged: Staged, loaded: Sequence[Requirement], options: O
         lines = (whole.folder / REQUIREMENTS).read_text().splitlines()
         with tempfile.TemporaryDirectory(dir=folder("run"), prefix="clean-") as where:
             log = Path(where) / "pip.log"
-            python = clean_environment.create(lines, whole.folder / WHEELS, Path(where) / "venv", step, log)
+
+            def waiting() -> None:
+                step(doing=clean_environment.doing(log))
+
+            python = clean_environment.create(lines, whole.folder / WHEELS, Path(where) / "venv", waiting, log)
             rehearsal.rehearse(whole, on_wait=step, python=python)
     return whole
 

@@ -399,6 +399,33 @@ def test_a_bad_request_is_refused_while_the_model_works(worker, size):
     assert slow_at - refused_at > 0.5
 
 
+def test_requests_in_flight_share_a_call_and_only_the_guilty_one_fails(worker):
+    predictor = worker()
+    first = predictor.model.model.calls
+
+    slow, *others = (
+        response
+        for response, _ in ask(predictor, rows("sleep"), rows("w1", x=1.0), rows("raise"), rows("w2", x=2.0), first=0.3)
+    )
+
+    assert [response.status_code for response in (slow, *others)] == [200, 200, 422, 200]
+    assert [response.json()["predictions"] for response in (slow, others[0], others[2])] == [[2.0], [2.0], [4.0]]
+    # The slow one; the three together, which fails; each of them alone; the example, to know whose fault it was.
+    assert predictor.model.model.calls - first == 1 + 1 + 3 + 1
+    log = prediction_log.read("picky", lambda _version: predictor.signature)
+    assert log["word"].tolist() == ["sleep", "w1", "w2"]
+
+
+def test_twenty_requests_that_wait_are_one_call(worker):
+    predictor = worker()
+    first = predictor.model.model.calls
+
+    answers = ask(predictor, rows("sleep"), *(rows("w", x=float(i)) for i in range(20)), first=0.3)
+
+    assert [response.json()["predictions"] for response, _ in answers[1:]] == [[2.0 * i] for i in range(20)]
+    assert predictor.model.model.calls - first == 2
+
+
 def test_every_refusal_is_json_with_problems(worker):
     predictor = worker()
     for method, path, status in [
