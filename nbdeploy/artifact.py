@@ -60,6 +60,7 @@ class Options:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     requirements: Sequence[str] = ()
     clean_env: bool = False
+    unbatched: bool = False
 
     def __post_init__(self) -> None:
         given: dict[str, Any] = vars(self)
@@ -103,6 +104,7 @@ class LoadedModel:
     framework: Framework
     tolerance: float = answers.TOLERANCE
     modules: frozenset[str] = frozenset()
+    unbatched: bool = False  # its answer to a row may depend on the rows that are asked with it
 
     def predict(self, frame: pd.DataFrame) -> Predicted:
         """One prediction per row: an array, or one array per output that has a name."""
@@ -143,7 +145,7 @@ def write(folder: Path, model: Any, X: Any, y: Any = None, options: Options | No
     columns = tuple(_as_declared(column, framework.optional(model)) for column in columns)
     rows, reference = training.sample()
     draft = Signature(columns, training.container, training.detail).with_private(options.private)
-    live = LoadedModel(model, draft, framework, options.tolerance)
+    live = LoadedModel(model, draft, framework, options.tolerance, unbatched=options.unbatched)
     predictions, classes, expected = _ask(live, reference)
     labels = claims.labels_of(y, training.rows, rows, predictions)
     signature = Signature(
@@ -162,7 +164,7 @@ def write(folder: Path, model: Any, X: Any, y: Any = None, options: Options | No
     for name, source in code.items():
         private_folder((folder / CODE / name).parent)
         shutil.copyfile(source, folder / CODE / name)
-    how |= {"modules": sorted(needed.modules), "tolerance": options.tolerance}
+    how |= {"modules": sorted(needed.modules), "tolerance": options.tolerance, "unbatched": options.unbatched}
     _store(lambda: _storable(reference, signature), folder / REFERENCE, "the rows of X")
     _store(lambda: answers.store(expected, signature.outputs), folder / EXPECTED, "the model's predictions")
     if labels is not None:
@@ -258,7 +260,7 @@ def load(folder: Path, files: Mapping[str, str] | None) -> LoadedModel:
         with carried_code.imported_from(sources, f"{folder.parent.name}:{folder.name}"):
             framework, model = frameworks.restore(place, how)
         loaded = LoadedModel(
-            model, read_signature(place), framework, how["tolerance"], frozenset(how["modules"])
+            model, read_signature(place), framework, how["tolerance"], frozenset(how["modules"]), how.get("unbatched", False)
         )  # fmt: skip
         if not framework.lasting and place != folder:
             shutil.rmtree(place, ignore_errors=True)
@@ -288,7 +290,7 @@ def rehearse(folder: Path, files: Mapping[str, str] | None, rows: int | None = N
         ) from error
     reference = read_reference(folder, loaded.signature)
     expected = read_expected(folder, loaded.signature)
-    if rows is not None:
+    if rows is not None and not loaded.unbatched:
         reference, expected = reference.head(rows), expected.head(rows)
     try:
         outputs = loaded.outputs(reference)
@@ -306,7 +308,7 @@ def rehearse(folder: Path, files: Mapping[str, str] | None, rows: int | None = N
             "Fix its random_state, take out what depends on the notebook's state, or allow a tolerance: "
             "save(..., tolerance=1e-6).",
         )
-    for count in sorted({1, min(JSON_ROWS, len(reference))}):
+    for count in [len(reference)] if loaded.unbatched else sorted({1, min(JSON_ROWS, len(reference))}):
         _rehearse_json(loaded, reference.head(count), expected.head(count))
     return loaded
 
@@ -337,7 +339,11 @@ def _rehearse_json(loaded: LoadedModel, rows: pd.DataFrame, expected: pd.DataFra
     outputs = answers.frame_of(predictions, scores, signature.classes)
     if difference := answers.first_difference(expected, outputs, tolerance):
         msg = f"{about}: it answers otherwise: {difference}"
-        raise RehearsalError(msg, "Its answer to a row must not depend on the other rows, or on how rows arrive.")
+        raise RehearsalError(
+            msg,
+            "Its answer to a row must not depend on how rows arrive, nor on the other rows, unless it is saved as "
+            "one that must not be batched: save(..., unbatched=True).",
+        )
 
 
 def example_row(frame: pd.DataFrame, columns: Any) -> dict[str, Any]:
@@ -394,7 +400,7 @@ def _ask(live: LoadedModel, reference: pd.DataFrame) -> tuple[Predicted, Any, pd
         if classes is not None:
             raw = framework.probabilities(model, containers.hand(reference, signature))
             scores = _scores(raw, len(reference), several=isinstance(classes[0], tuple))
-        few = reference.head(JSON_ROWS)
+        few = reference if live.unbatched else reference.head(JSON_ROWS)
         again = live.predict(few)
     except SaveError:
         raise

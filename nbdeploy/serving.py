@@ -108,7 +108,7 @@ class Predictor:
         self.log = prediction_log.LogWriter(self.name)
         self.metrics = Metrics(self.version, self.log)
         # One model call at a time: few models promise that predict may run in two threads at once.
-        self._batcher = Batcher[Question, bytes](self._answers)
+        self._batcher = Batcher[Question, bytes](self._answers, together=not self.model.unbatched)
         self.place = Path(spec["path"])
         # Each call of an explanation takes its turn with the predictions; SHAP is loaded by the first one.
         reference = artifact.read_reference(self.place, self.signature)

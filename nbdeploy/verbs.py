@@ -94,6 +94,7 @@ OPTIONS = (
     Argument("--metric", "a metric that you measured; repeatable", Kind.PAIR, "metrics"),
     Argument("--requirement", "a line for pip, beside what the rehearsal finds; repeatable", Kind.LIST, "requirements"),
     Argument("--clean-env", "rehearse once more in an environment of nothing but its requirements", Kind.FLAG),
+    Argument("--unbatched", "each request in a model call of its own: rows depend on those asked with them", Kind.FLAG),
     Argument("--tolerance", "how far predictions may differ in a fresh process, relatively (1e-9)", Kind.NUMBER),
 )
 PORT = Argument("--port", "on 127.0.0.1; by default the former one, or a free one", Kind.WHOLE)

@@ -52,6 +52,7 @@ def save(
     requirements: Sequence[str] = (),
     clean_env: bool = False,
     tolerance: float = TOLERANCE,
+    unbatched: bool = False,
     progress: bool = True,
 ) -> ModelVersion:
     """Save a fitted model as the next version of `name`, after a fresh process has reproduced its predictions.
@@ -81,13 +82,16 @@ def save(
         Rehearse once more in a virtual environment that holds nothing but these requirements.
     tolerance : float
         How far predictions may differ in the fresh process, relatively; classes, strings and integers may not.
+    unbatched : bool
+        Answer each request by a model call of its own: for a model whose answer to a row depends on the rows that are
+        asked with it.
 
     Raises
     ------
     SaveError, RehearsalError, InvalidName
         Nothing is saved then.
     """
-    options = Options(format, private, tolerance, metrics or {}, requirements, clean_env)
+    options = Options(format, private, tolerance, metrics or {}, requirements, clean_env, unbatched)
     with steps("save", ["write", "rehearse", *_CLEAN[:clean_env], "commit"], progress) as step:
         step("write")
         with model_store.stage(model, name, X, y, options, on_wait=step) as staged:
@@ -145,6 +149,7 @@ def deploy(
     requirements: Sequence[str] = (),
     clean_env: bool = False,
     tolerance: float = TOLERANCE,
+    unbatched: bool = False,
     progress: bool = True,
 ) -> Deployment:
     """Save a model and serve it: `save` and `serve` in one go, with one process start for both.
@@ -158,7 +163,7 @@ def deploy(
         Nothing is saved and nothing runs then.
     """
     check_name(name)
-    options = Options(format, private, tolerance, metrics or {}, requirements, clean_env)
+    options = Options(format, private, tolerance, metrics or {}, requirements, clean_env, unbatched)
     with lock("serve", name):
         running = deployment.find(name)
         if running is None and _live(name) is None:
@@ -170,7 +175,7 @@ def deploy(
         raise NbdeployError(msg, "Leave --port out, or stop it first.")
     save(
         model, name, X, y, format=format, private=private, metrics=metrics, requirements=requirements,
-        clean_env=clean_env, tolerance=tolerance, progress=progress,
+        clean_env=clean_env, tolerance=tolerance, unbatched=unbatched, progress=progress,
     )  # fmt: skip
     return running or serve(name, port=port, progress=progress)
 

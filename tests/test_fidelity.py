@@ -261,6 +261,16 @@ def test_a_model_that_fails_on_json_is_not_saved(say, rehearsed):
     assert "\n" not in str(refused.value)
 
 
+def test_a_model_whose_rows_depend_on_each_other_is_saved_as_one_that_must_not_be_batched():
+    ranks, frame = Says(lambda a: a.rank().to_numpy()), NUMBERS[::-1].reset_index(drop=True)
+
+    with pytest.raises(nbdeploy.RehearsalError, match="unbatched=True"):
+        nbdeploy.save(ranks, "ranks", frame)
+    nbdeploy.deploy(ranks, "ranks", frame, unbatched=True)
+
+    assert nbdeploy.predict("ranks", NUMBERS.tail(2))["prediction"].tolist() == [1.0, 2.0]
+
+
 @pytest.mark.parametrize(
     ("say", "frame"),
     [
