@@ -23,7 +23,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from nbdeploy import gate, home
+from nbdeploy import arrow_body, gate, home
 from nbdeploy.errors import GateError, NotFound
 from nbdeploy.gate_parameters import declared, fitted
 from nbdeploy.gate_result import Check, GateResult
@@ -510,21 +510,29 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        arrow = self.headers["Content-Type"] == arrow_body.MEDIA
+        signature = self.server.signature
         try:
-            frame = self.server.signature.decode(json.loads(body))
+            frame = arrow_body.read(body, signature) if arrow else signature.decode(json.loads(body))
         except ValueError as error:
             self.answer(500 if "refusals" in self.server.faults else 422, {"error": str(error)})
             return
         if "slow" in self.server.faults:
             time.sleep(0.2)
         late = frame["x"] > (0.6 if "parity" in self.server.faults else 0.5)
+        if arrow:
+            scores = np.column_stack([1.0 - late, late * 1.0])
+            told = arrow_body.write_answers(late.to_numpy(), scores, (False, True), ["id"] * len(frame), "v1")
+            self.answer(200, told, arrow_body.MEDIA)
+            return
         answer = {"predictions": late.tolist(), "prediction_ids": ["id"] * len(frame), "version": "v1"}
         self.answer(200, {**answer, "probabilities": [[1 - p, p] for p in late * 1.0], "classes": [False, True]})
 
-    def answer(self, status: int, body: dict[str, Any]) -> None:
+    def answer(self, status: int, body: dict[str, Any] | bytes, media: str = "application/json") -> None:
         self.send_response(status)
+        self.send_header("Content-Type", media)
         self.end_headers()
-        self.wfile.write(json.dumps(body).encode())
+        self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
 
     def log_message(self, *_: Any) -> None:
         pass

@@ -77,9 +77,11 @@ def backed(values, kind):
     return pd.Series(values, dtype=pd.ArrowDtype(kind))
 
 def through_json(version, X):
-    from nbdeploy import artifact, client, request_body
+    from nbdeploy import artifact, arrow_body, client, request_body
     loaded = artifact.load(version.path, version.files)
-    body = client._body(loaded.signature, client._frame(X, loaded.signature))
+    body, media = client._body(loaded.signature, client._frame(X, loaded.signature))
+    if media == arrow_body.MEDIA:
+        return loaded.predict(arrow_body.read(body, loaded.signature)).tolist()
     return loaded.predict(loaded.signature.decode(request_body.parse_json(body))).tolist()
 
 def end_services():
