@@ -155,7 +155,7 @@ def store(frame: pd.DataFrame, outputs: Sequence[Output]) -> pd.DataFrame:
     return stored
 
 
-def stored_cells(values: Sequence[Any], output: Output) -> list[str | None]:
+def stored_cells(values: Sequence[Any], output: Output) -> list[str]:
     """The values of an output that one NumPy dtype cannot hold, as JSON text."""
     assert output.as_json
     return [json.dumps(nested(value)) for value in values]

@@ -21,7 +21,7 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from nbdeploy import answers, carried_code, claims, containers, frameworks, pickling, processes
+from nbdeploy import answers, carried_code, containers, frameworks, model_facts, pickling, processes
 from nbdeploy.answers import Predicted
 from nbdeploy.errors import RehearsalError, SaveError
 from nbdeploy.frameworks import Framework
@@ -141,18 +141,18 @@ def write(folder: Path, model: Any, X: Any, y: Any = None, options: Options | No
     training = containers.read(framework.training(model) if X is None else X)
     columns = training.columns()
     if training.container in ("frame", "polars", "arrow"):
-        claims.check_inputs(claims.known_inputs(framework, model), [column.name for column in columns], model)
+        model_facts.check_inputs(model_facts.known_inputs(framework, model), [column.name for column in columns], model)
     columns = tuple(_as_declared(column, framework.optional(model)) for column in columns)
     rows, reference = training.sample()
     draft = Signature(columns, training.container, training.detail).with_private(options.private)
     live = LoadedModel(model, draft, framework, options.tolerance, unbatched=options.unbatched)
     predictions, classes, expected = _ask(live, reference)
-    labels = claims.labels_of(y, training.rows, rows, predictions)
+    labels = model_facts.labels_of(y, training.rows, rows, predictions)
     signature = Signature(
         columns=draft.columns,
         container=training.container,
         detail=training.detail,
-        task=claims.task_of(model, predictions, classes, labels),
+        task=model_facts.task_of(model, predictions, classes, labels),
         outputs=answers.outputs_of(predictions),
         classes=classes,
         example=example_row(reference, columns),
@@ -395,7 +395,7 @@ def _ask(live: LoadedModel, reference: pd.DataFrame) -> tuple[Predicted, Any, pd
     framework, model, signature = live.framework, live.model, live.signature
     try:
         predictions = live.predict(reference)
-        classes = claims.classes_of(framework.classes(model))
+        classes = model_facts.classes_of(framework.classes(model))
         scores = None
         if classes is not None:
             raw = framework.probabilities(model, containers.hand(reference, signature))

@@ -76,7 +76,6 @@ class Batcher(Generic[Item, Result]):
         self._last_was_large = False
         self._seconds_per_row = 0.0
         self.waiting_rows = 0
-        self.in_flight = 0
 
     @property
     def thread(self) -> ThreadPoolExecutor:
@@ -114,7 +113,6 @@ class Batcher(Generic[Item, Result]):
         loop = asyncio.get_running_loop()
         try:
             while batch := self._next():
-                self.in_flight = len(batch)
                 begun = time.perf_counter()
                 results = await loop.run_in_executor(self._thread, self._answers, [each.item for each in batch])
                 rows = sum(each.rows for each in batch)
@@ -130,7 +128,6 @@ class Batcher(Generic[Item, Result]):
                     else:
                         each.answer.set_result(result)
         finally:
-            self.in_flight = 0
             self._working = None
 
     def _next(self) -> list[_Waiting[Item, Result]]:

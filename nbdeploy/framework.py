@@ -108,6 +108,20 @@ class Framework:
         return model
 
 
+class Pickled(Framework):
+    """Mixed into a framework with a format of its own: its models that this format cannot hold, as objects."""
+
+    format = Framework.format
+    stored = Framework.stored
+    bentoml = Framework.bentoml
+
+    def save(self, model: Any, folder: Path) -> Mapping[str, Any]:
+        return Framework.save(self, model, folder)
+
+    def load(self, folder: Path, facts: Mapping[str, Any]) -> Any:
+        return Framework.load(self, folder, facts)
+
+
 def comes_from(model: Any, *packages: str) -> bool:
     """Whether the model's class is, or extends, one of these packages; without importing them."""
     return any(cls.__module__.partition(".")[0] in packages for cls in type(model).__mro__)

@@ -16,7 +16,7 @@ import numpy as np
 
 from nbdeploy import pickling
 from nbdeploy.errors import SaveError
-from nbdeploy.framework import Framework, comes_from, is_a, is_from
+from nbdeploy.framework import Framework, Pickled, comes_from, is_a, is_from
 
 PICKLED = "The object itself, classes of the notebook included. Loads with the {} it was saved with; loading runs code."
 SAMPLE_ROWS = 20
@@ -129,22 +129,13 @@ class XGBoost(Framework):
         return model.feature_names if is_a(model, "xgboost", "Booster") else super().inputs(model)
 
 
-class XGBoostObject(XGBoost):
+class XGBoostObject(Pickled, XGBoost):
     """A subclass defined by the user, or a model with a loss of one's own."""
 
-    format = "cloudpickle"
-    stored = Framework.stored
     guarantee = PICKLED.format("XGBoost")
-    bentoml = Framework.bentoml
 
     def owns(self, model: Any) -> bool:
         return comes_from(model, "xgboost")
-
-    def save(self, model: Any, folder: Path) -> Mapping[str, Any]:
-        return Framework.save(self, model, folder)
-
-    def load(self, folder: Path, facts: Mapping[str, Any]) -> Any:
-        return Framework.load(self, folder, facts)
 
 
 def _has_several_targets(model: Any) -> bool:
@@ -198,22 +189,13 @@ class LightGBM(Framework):
         return None if any("_" in name for name in names) else names
 
 
-class LightGBMObject(LightGBM):
+class LightGBMObject(Pickled, LightGBM):
     """LGBMClassifier, LGBMRegressor, LGBMRanker: the text format forgets their classes and parameters."""
 
-    format = "cloudpickle"
-    stored = Framework.stored
     guarantee = PICKLED.format("LightGBM and scikit-learn")
-    bentoml = Framework.bentoml
 
     def owns(self, model: Any) -> bool:
         return comes_from(model, "lightgbm")
-
-    def save(self, model: Any, folder: Path) -> Mapping[str, Any]:
-        return Framework.save(self, model, folder)
-
-    def load(self, folder: Path, facts: Mapping[str, Any]) -> Any:
-        return Framework.load(self, folder, facts)
 
     def classes(self, model: Any) -> Any:
         return Framework.classes(self, model)
@@ -256,22 +238,13 @@ class CatBoost(Framework):
         return None if made_up else names
 
 
-class CatBoostObject(CatBoost):
+class CatBoostObject(Pickled, CatBoost):
     """A subclass defined by the user."""
 
-    format = "cloudpickle"
-    stored = Framework.stored
     guarantee = PICKLED.format("CatBoost")
-    bentoml = Framework.bentoml
 
     def owns(self, model: Any) -> bool:
         return comes_from(model, "catboost")
-
-    def save(self, model: Any, folder: Path) -> Mapping[str, Any]:
-        return Framework.save(self, model, folder)
-
-    def load(self, folder: Path, facts: Mapping[str, Any]) -> Any:
-        return Framework.load(self, folder, facts)
 
 
 class Statsmodels(Framework):

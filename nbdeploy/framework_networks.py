@@ -16,7 +16,7 @@ import numpy as np
 
 from nbdeploy import pickling
 from nbdeploy.errors import SaveError
-from nbdeploy.framework import Framework, as_numpy, comes_from, is_a
+from nbdeploy.framework import Framework, Pickled, as_numpy, comes_from, is_a
 
 BATCH = 256
 CUSTOM = "custom_objects.pkl"
@@ -227,25 +227,19 @@ class Transformers(Framework):
         return {"task": _task(model), "model": type(model.model).__name__}
 
 
-class TransformersObject(Transformers):
+class TransformersObject(Pickled, Transformers):
     """A pipeline with a class of one's own in it."""
 
-    format = "cloudpickle"
-    stored = Framework.stored
     guarantee = (
         "The pipeline itself, classes of the notebook included. Loads with the transformers and PyTorch it was saved "
         "with; loading runs code."
     )
-    bentoml = Framework.bentoml
 
     def owns(self, model: Any) -> bool:
         return is_a(model, "transformers.pipelines.base", "Pipeline")
 
-    def save(self, model: Any, folder: Path) -> Mapping[str, Any]:
-        return Framework.save(self, model, folder)
-
     def load(self, folder: Path, facts: Mapping[str, Any]) -> Any:
-        model = Framework.load(self, folder, facts)
+        model = super().load(folder, facts)
         model.model.eval()
         return model
 

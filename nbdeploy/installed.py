@@ -93,6 +93,13 @@ class Distribution:
         word = path.encode()
         return b"\n" + word + b"," in self.record or b'\n"' + word + b'",' in self.record
 
+    def owns_any(self, paths: frozenset[str]) -> bool:
+        """Whether one of the files at `paths`, relative to `root`, is recorded as its own."""
+        if not self.record:
+            return any(map(self.owns, paths))
+        recorded = re.findall(rb'\n"?([^",\n]+)', self.record)
+        return not paths.isdisjoint(path.decode("utf-8", "replace") for path in recorded)
+
     def wrote(self, path: str) -> bool:
         """Whether the file is still the one that it installed."""
         found = re.search(rb"\n" + re.escape(path.encode()) + rb",sha256=([\w-]+)", self.record)
@@ -110,6 +117,7 @@ class Installed:
     def __init__(self) -> None:
         self._roots: dict[str, list[Distribution]] = {}
         self._names: dict[str, Distribution] = {}
+        self._loaded: dict[str, frozenset[str]] = {}
         for entry in sys.path:
             root = os.path.abspath(entry or ".")  # noqa: PTH100
             if root not in self._roots and (found := list(_distributions(root))):
@@ -140,15 +148,17 @@ class Installed:
             for match in re.findall(rb"\n([^/,\n]+(?:/__init__)?\.(?:py|[^/,\n]*so)),", each.record)
         }
         if not tops or any(not getattr(sys.modules.get(top), "__file__", None) for top in tops & sys.modules.keys()):
-            # A namespace, or a layout without a top of its own: look at each loaded module.
-            return any(self._is_at(each, module) for module in list(sys.modules))
+            # A namespace, or a layout without a top of its own: look at each loaded file.
+            return each.owns_any(self._loaded_below(each.root))
         if tops & sys.modules.keys():
             return True
         return bool(_editable_folder(each)) and each.key.replace("-", "_") in sys.modules
 
-    def _is_at(self, each: Distribution, module: str) -> bool:
-        path = _file(module)
-        return path.startswith(each.root + os.sep) and each.owns(path[len(each.root) + 1 :].replace(os.sep, "/"))
+    def _loaded_below(self, root: str) -> frozenset[str]:
+        if root not in self._loaded:
+            paths = (path for path in map(_file, list(sys.modules)) if path.startswith(root + os.sep))
+            self._loaded[root] = frozenset(path[len(root) + 1 :].replace(os.sep, "/") for path in paths)
+        return self._loaded[root]
 
     def _owners(self, path: str) -> list[Distribution]:
         for root in self._roots:

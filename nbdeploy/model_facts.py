@@ -1,4 +1,4 @@
-"""What a model and its owner say of it, made plain and checked: inputs, labels, classes, task."""
+"""What is read off a model and its labels: inputs, classes, task, labels, made plain and checked."""
 
 from __future__ import annotations
 
