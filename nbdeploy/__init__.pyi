@@ -1,5 +1,6 @@
 from .deployment import Deployment as Deployment
 from .drift_result import DriftReport as DriftReport
+from .embedding import LocalModel as LocalModel
 from .errors import DriftError as DriftError
 from .errors import GateError as GateError
 from .errors import InputError as InputError
@@ -15,6 +16,7 @@ from .frameworks import register as register
 from .gate import Check as Check
 from .gate import GateResult as GateResult
 from .gate import check as check
+from .label_log import Labelled as Labelled
 from .model_card import Card as Card
 from .model_store import ModelVersion as ModelVersion
 from .model_store import versions as versions
@@ -23,10 +25,14 @@ from .signature import Column as Column
 from .signature import Signature as Signature
 from .version_file import export_version as export_version
 from .version_file import import_version as import_version
+from .workflow import asgi as asgi
 from .workflow import card as card
+from .workflow import connect as connect
 from .workflow import delete as delete
 from .workflow import deploy as deploy
 from .workflow import drift as drift
+from .workflow import label as label
+from .workflow import load as load
 from .workflow import logs as logs
 from .workflow import predict as predict
 from .workflow import predictions as predictions

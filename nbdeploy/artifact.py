@@ -55,7 +55,7 @@ class Options:
     """
 
     format: str | None = None
-    private: Sequence[str] = ()
+    private: Sequence[str] | Mapping[str, str] = ()
     tolerance: float = answers.TOLERANCE
     metrics: Mapping[str, Any] = field(default_factory=dict)
     requirements: Sequence[str] = ()
@@ -69,6 +69,8 @@ class Options:
             raise SaveError(msg, 'Leave it out, or write format="skops".')
         lists = (list, tuple, set, frozenset, pd.Index, np.ndarray)
         for name, example in (("private", "['carrier']"), ("requirements", "['xgboost>=2']")):
+            if name == "private" and isinstance(given[name], Mapping):
+                continue  # what the log holds of each column: `Signature.with_private` looks at it
             if not isinstance(given[name], lists):
                 kind = "string" if isinstance(given[name], str) else type(given[name]).__name__
                 msg = f"{name}= is a {kind}, not a list of strings"
@@ -106,9 +108,12 @@ class LoadedModel:
     modules: frozenset[str] = frozenset()
     unbatched: bool = False  # its answer to a row may depend on the rows that are asked with it
 
-    def predict(self, frame: pd.DataFrame) -> Predicted:
-        """One prediction per row: an array, or one array per output that has a name."""
-        raw = self.framework.predict(self.model, containers.hand(frame, self.signature))
+    def predict(self, frame: pd.DataFrame, *, fresh: bool = False) -> Predicted:
+        """One prediction per row: an array, or one array per output that has a name.
+
+        `fresh` says that nobody needs `frame` afterwards: the model gets it as it is.
+        """
+        raw = self.framework.predict(self.model, containers.hand(frame, self.signature, fresh=fresh))
         return answers.predicted(raw, len(frame), "predict")
 
     def probabilities(self, frame: pd.DataFrame) -> Any:

@@ -15,6 +15,7 @@ from nbdeploy.errors import ServiceError
 MAX_BATCH_ROWS = 2_048
 MAX_WAITING_ROWS = 200_000
 MAX_WAITING = 2_000  # requests
+MAX_WAIT = 30.0  # seconds
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -52,29 +53,34 @@ class Batcher(Generic[Item, Result]):
     Parameters
     ----------
     run : callable
-        Answers a list of items with as many results, in another thread, one call at a time.
+        Answers a list of items with as many results, in another thread, one call at a time. A result that is an
+        exception is raised to whoever asked.
     together : bool
         False calls `run` with one item at a time: for a model whose answer to a row depends on the others.
+    max_wait : float
+        Seconds; what would wait longer, judged by how long calls take, is refused at once.
     """
 
     def __init__(
         self,
-        run: Callable[[list[Item]], Sequence[Result]],
+        run: Callable[[list[Item]], Sequence[Result | Exception]],
         *,
         together: bool = True,
         max_rows: int = MAX_BATCH_ROWS,
         max_waiting_rows: int = MAX_WAITING_ROWS,
         max_waiting: int = MAX_WAITING,
+        max_wait: float = MAX_WAIT,
     ) -> None:
         self._run = run
         self._together = together
         self._max_rows, self._max_waiting_rows, self._max_waiting = max_rows, max_waiting_rows, max_waiting
+        self._max_wait = max_wait
         self._small: deque[_Waiting[Item, Result]] = deque()
         self._large: deque[_Waiting[Item, Result]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._working: asyncio.Task[None] | None = None
         self._last_was_large = False
-        self._seconds_per_row = 0.0
+        self._seconds_per_call = 0.0
         self.waiting_rows = 0
 
     @property
@@ -91,8 +97,9 @@ class Batcher(Generic[Item, Result]):
             Too much is waiting already.
         """
         waiting = len(self._small) + len(self._large)
-        if waiting and (self.waiting_rows + rows > self._max_waiting_rows or waiting >= self._max_waiting):
-            raise Overloaded(self.expected_wait)
+        full = self.waiting_rows + rows > self._max_waiting_rows or waiting >= self._max_waiting
+        if waiting and (full or self.expected_wait > self._max_wait):
+            raise Overloaded(max(1, round(self.expected_wait)))
         entry = _Waiting[Item, Result](item, rows, asyncio.get_running_loop().create_future())
         (self._large if rows > self._max_rows // 2 else self._small).append(entry)
         self.waiting_rows += rows
@@ -105,9 +112,11 @@ class Batcher(Generic[Item, Result]):
             raise
 
     @property
-    def expected_wait(self) -> int:
-        """Seconds until what waits now is answered, at least 1."""
-        return max(1, round(self.waiting_rows * self._seconds_per_row))
+    def expected_wait(self) -> float:
+        """Seconds until what waits now is answered, as far as past calls tell."""
+        calls = len(self._large)
+        calls += -(-self.waiting_rows // self._max_rows) if self._together else len(self._small)
+        return calls * self._seconds_per_call
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
@@ -115,11 +124,8 @@ class Batcher(Generic[Item, Result]):
             while batch := self._next():
                 begun = time.perf_counter()
                 results = await loop.run_in_executor(self._thread, self._answers, [each.item for each in batch])
-                rows = sum(each.rows for each in batch)
-                taken = (time.perf_counter() - begun) / max(1, rows)
-                self._seconds_per_row = (
-                    taken if not self._seconds_per_row else 0.9 * self._seconds_per_row + 0.1 * taken
-                )
+                taken, known = time.perf_counter() - begun, self._seconds_per_call
+                self._seconds_per_call = 0.9 * known + 0.1 * taken if known else taken
                 for each, result in zip(batch, results, strict=True):
                     if each.answer.done():
                         continue

@@ -75,6 +75,7 @@ def build(version: ModelVersion) -> None:
             if wheels.is_dir():
                 # Its Dockerfile installs from here, before there is a src folder; elsewhere BentoML installs from src.
                 shutil.copytree(wheels, _path(version) / "env" / "python" / artifact.WHEELS)
+            _make_private(_path(version))
 
 
 def wait(name: str, timeout: float = 60) -> None:
@@ -111,6 +112,13 @@ def _without_installing_uv() -> Iterator[None]:
                 os.environ.pop(name)
                 if value is not None:
                     os.environ[name] = value
+
+
+def _make_private(bento: Path) -> None:
+    # BentoML copies some files with the mode that they have in its package.
+    for path in bento.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode & 0o700)
 
 
 def _path(version: ModelVersion) -> Path:

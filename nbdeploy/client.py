@@ -15,6 +15,7 @@ import orjson
 import pandas as pd
 
 from nbdeploy import answers, arrow_body, containers
+from nbdeploy.credentials import Key
 from nbdeploy.errors import InputError, SaveError, ServiceError
 from nbdeploy.signature import UNNAMED, Signature
 
@@ -23,38 +24,41 @@ JSON_ROWS = 20  # more travel as an Arrow stream
 CHUNK_ROWS = 5_000
 CHUNK_CELLS = 200_000
 TIMEOUT = 60.0
+# Refusals that are about who asks, and not about the rows.
+CLOSED = {
+    401: "Its token belongs into NBDEPLOY_TOKEN, or into a file named by token_file=.",
+    403: "Ask it from outside of a web page, or serve it with origins=.",
+    421: "Ask it by another name, or serve it with allowed_hosts=.",
+}
 
 
-def predict(url: str, name: str, X: Any, *, proba: bool = False) -> pd.DataFrame:
+def predict(http: httpx.Client, name: str, X: Any, *, proba: bool = False) -> pd.DataFrame:
     """The service's answers to `X`, with the index of `X`. See `nbdeploy.predict`."""
-    with _connect(url) as http:
-        signature = _signature(_get(http, name, "/signature"))
-        frame = _frame(X, signature)
-        if not len(frame):
-            msg = f"there is no row to ask {name!r} about"
-            raise InputError(msg)
-        parts = []
-        rows = max(1, min(CHUNK_ROWS, CHUNK_CELLS // max(1, frame.shape[1])))
-        for start in range(0, len(frame), rows):
-            parts += _ask(http, name, signature, frame.iloc[start : start + rows], start=start, proba=proba)
+    signature = _signature(_get(http, name, "/signature"))
+    frame = frame_of(X, signature)
+    if not len(frame):
+        msg = f"there is no row to ask {name!r} about"
+        raise InputError(msg)
+    parts = []
+    rows = max(1, min(CHUNK_ROWS, CHUNK_CELLS // max(1, frame.shape[1])))
+    for start in range(0, len(frame), rows):
+        parts += _ask(http, name, signature, frame.iloc[start : start + rows], start=start, proba=proba)
     answers = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
     return answers.set_axis(frame.index)
-
-
-def signature(url: str, name: str) -> Signature:
-    """What the service says that it takes."""
-    with _connect(url) as http:
-        return _signature(_get(http, name, "/signature"))
 
 
 def _signature(facts: dict[str, Any]) -> Signature:
     return Signature.from_dict({key: value for key, value in facts.items() if key not in ("name", "version")})
 
 
-def _connect(url: str) -> httpx.Client:
+def connect(url: str, key: Key) -> httpx.Client:
+    """An HTTP client for the service at `url`. Close it."""
     # What a gate notebook asks is marked, so that it is not taken for what users ask.
-    headers = {"X-NBDeploy-Purpose": "gate"} if os.environ.get("NBDEPLOY_GATE_NONCE") else {}
-    return httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=False, headers=headers)
+    gate = {"X-NBDeploy-Purpose": "gate"} if os.environ.get("NBDEPLOY_GATE_NONCE") else {}
+    # Without TLS httpx would read every certificate of the machine for nothing; no redirect, which could need them, is
+    # followed. No proxy of the environment is asked.
+    verify = key.tls or not url.lower().startswith("http:")
+    return httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=False, headers={**gate, **key.headers}, verify=verify)
 
 
 class _TooLarge(InputError):
@@ -64,7 +68,7 @@ class _TooLarge(InputError):
 def _ask(
     http: httpx.Client, name: str, signature: Signature, chunk: pd.DataFrame, *, start: int, proba: bool
 ) -> list[pd.DataFrame]:
-    body, media = _body(signature, chunk)
+    body, media = body_of(signature, chunk)
     try:
         response = _answered(
             name,
@@ -86,7 +90,14 @@ def _ask(
     return [_answers(orjson.loads(response.content), signature)]
 
 
-def _body(signature: Signature, chunk: pd.DataFrame) -> tuple[bytes, str]:
+def body_of(signature: Signature, chunk: pd.DataFrame) -> tuple[bytes, str]:
+    """What ``/predict`` takes for these rows, and its media type.
+
+    Raises
+    ------
+    InputError
+        A column is missing, unknown or doubled, or holds what cannot travel.
+    """
     if len(chunk) > JSON_ROWS:
         # What Arrow cannot hold, a string among numbers say, goes as JSON: its refusal names the row.
         with suppress(InputError):
@@ -144,10 +155,15 @@ def _answered(name: str, send: Callable[[], httpx.Response], start: int) -> http
         answer: dict[str, Any] = orjson.loads(response.content)
     except httpx.HTTPError as error:
         msg = f"{name!r} does not answer: {type(error).__name__}: {error}"
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise ServiceError(msg, "SSL_CERT_FILE names the certificates to trust.") from error
         raise ServiceError(msg, f"See %deploy status {name} and %deploy logs {name}.") from error
     except orjson.JSONDecodeError as error:
         msg = f"{name!r} answered with status {response.status_code} and no JSON"
         raise ServiceError(msg, "Is this the URL of a deployment?") from error
+    if response.status_code in CLOSED:
+        msg = f"{name!r} does not answer this caller: {answer.get('error')}"
+        raise ServiceError(msg, CLOSED[response.status_code])
     if 400 <= response.status_code < 500:
         raise _refused(name, response.status_code, answer, start)
     said = f"{name!r} failed with status {response.status_code}: {answer.get('error')}"
@@ -166,7 +182,14 @@ def _refused(name: str, status: int, answer: dict[str, Any], start: int) -> Inpu
     return kind(f"{name!r} refused: {said}", problems, hint)
 
 
-def _frame(X: Any, signature: Signature) -> pd.DataFrame:
+def frame_of(X: Any, signature: Signature) -> pd.DataFrame:
+    """The rows of whatever a user passes, with the columns of `signature` as far as it has them.
+
+    Raises
+    ------
+    InputError
+        It is nothing that has rows.
+    """
     if isinstance(X, pd.DataFrame):
         return X
     if isinstance(X, dict) and not any(hasattr(value, "__array__") or isinstance(value, list) for value in X.values()):

@@ -113,11 +113,14 @@ def read(X: Any) -> Training:
     return _list(X) if isinstance(X, (list, tuple)) else _array(X)
 
 
-def hand(frame: pd.DataFrame, signature: Signature) -> Any:
-    """A copy of `frame`, which has the signature's columns and dtypes, in the container of the training data."""
+def hand(frame: pd.DataFrame, signature: Signature, *, fresh: bool = False) -> Any:
+    """A copy of `frame`, which has the signature's columns and dtypes, in the container of the training data.
+
+    `fresh` says that nobody needs `frame` afterwards, so that no copy is needed.
+    """
     how, columns = signature.container, signature.columns
     if how == "frame":
-        return frame.copy()
+        return frame if fresh else frame.copy()
     first = columns[0]
     values = frame.iloc[:, 0]
     if how == "series":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import html
-import http.client
 import os
 import secrets
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -17,17 +16,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nbdeploy import model_store, processes
+from nbdeploy import credentials, listening, model_store, processes
 from nbdeploy.artifact import SERVICE, failure, tampered
-from nbdeploy.errors import NotFound, PortBusy, ServiceError, did_you_mean
+from nbdeploy.errors import NotFound, ServiceError, did_you_mean
 from nbdeploy.home import check_name, folder, home, lock, read_json, write_atomic, write_json
 from nbdeploy.model_store import ModelVersion, Staged, service_class
 from nbdeploy.requirements import Requirement
+from nbdeploy.serve_options import ServeOptions
 
-HOST = "127.0.0.1"
+READY = "ready"  # the folder in which every worker that is ready has a note
 START_TIMEOUT = 120.0
 TAIL_BYTES = 1 << 20
 STOP_GRACE = 32.0  # a little more than the supervisor gives its workers
@@ -42,13 +43,17 @@ class Deployment:
     name, version : str
         ``flight-delay`` and the version that answers, ``v1``.
     url : str
-        Without a trailing slash.
+        Where this machine finds it, without a trailing slash.
     pid : int
-        Of the supervisor. With `started` and `token` it is an identity that a recycled pid cannot take.
+        Of the supervisor. With `started` and `identity` it is somebody that a recycled pid cannot be.
     log : str
         The file that the service writes what it has to say to.
     since : str
         When it was started, ISO 8601, UTC.
+    token_file : str
+        The file with the token that requests have to carry; empty where they need none.
+    options : ServeOptions
+        How it was started.
     """
 
     name: str
@@ -57,14 +62,21 @@ class Deployment:
     url: str
     pid: int
     started: float
-    token: str
+    identity: str
     log: str
     since: str
+    token_file: str
+    options: ServeOptions
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> Deployment:
+        known = {key: facts[key] for key in (field.name for field in fields(cls))}
+        return cls(**{**known, "options": ServeOptions.from_dict(known["options"])})
 
     @property
     def alive(self) -> bool:
         """Whether the process is still there."""
-        return processes.is_ours(self.pid, self.started, self.token)
+        return processes.is_ours(self.pid, self.started, self.identity)
 
     @property
     def port(self) -> int:
@@ -73,7 +85,19 @@ class Deployment:
     @property
     def ready(self) -> bool:
         """Whether it answers."""
-        return _answers(self.port, timeout=2)
+        with suppress(ServiceError):  # a certificate that is gone
+            return listening.answers(self.url, _trust(self.options), timeout=2)
+        return False
+
+    @property
+    def workers(self) -> int:
+        """How many of its workers are ready to answer."""
+        return _ready_workers(home() / "run" / self.name)
+
+    @property
+    def key(self) -> credentials.Key:
+        """What a caller on this machine needs beside `url`."""
+        return credentials.key_here(self.token_file, self.options.tls_cert)
 
     @property
     def state(self) -> str:
@@ -83,17 +107,19 @@ class Deployment:
         return "live" if self.ready else "starting"
 
     def to_dict(self) -> dict[str, Any]:
-        facts = {key: value for key, value in asdict(self).items() if key not in ("token", "started")}
-        return {**facts, "state": self.state}
+        facts = {key: value for key, value in asdict(self).items() if key not in ("identity", "started")}
+        return {**facts, "state": self.state, "workers": self.workers}
 
     def __repr__(self) -> str:
         state = "running" if self.alive else "stopped"
-        return f"Deployment({self.name}:{self.version} {state} at {self.url}, pid {self.pid})"
+        token = f", token in {self.token_file}" if self.token_file else ""
+        return f"Deployment({self.name}:{self.version} {state} at {self.url}, pid {self.pid}{token})"
 
     def _repr_html_(self) -> str:
         url, name = html.escape(self.url), html.escape(f"{self.name}:{self.version}")
         state = "running" if self.alive else "stopped"
-        return f'<b>{name}</b> {state} at <a href="{url}" target="_blank" rel="noopener">{url}</a>'
+        token = f", token in <code>{html.escape(self.token_file)}</code>" if self.token_file else ""
+        return f'<b>{name}</b> {state} at <a href="{url}" target="_blank" rel="noopener">{url}</a>{token}'
 
 
 def find(name: str) -> Deployment | None:
@@ -101,8 +127,7 @@ def find(name: str) -> Deployment | None:
     facts = read_json(_state_path(name))
     if facts is None:
         return None
-    known = {field.name for field in fields(Deployment)}
-    deployment = Deployment(**{key: value for key, value in facts.items() if key in known})
+    deployment = Deployment.from_dict(facts)
     return deployment if deployment.alive else None
 
 
@@ -127,6 +152,15 @@ def running_deployments() -> list[Deployment]:
     return [found for stem in stems if (found := find(stem)) is not None]
 
 
+def key_of(url: str, token_file: str | os.PathLike[str] | None = None) -> credentials.Key:
+    """What a caller needs to ask the service at `url`: a deployment on this machine, or one elsewhere."""
+    if token_file is None:
+        for running in running_deployments():
+            if running.url == url.rstrip("/"):
+                return running.key
+    return credentials.key_elsewhere(url, token_file)
+
+
 @dataclass(frozen=True)
 class Probation:
     """A service that answers and is not kept yet.
@@ -134,7 +168,8 @@ class Probation:
     Attributes
     ----------
     keep
-        Keeps it, given the version to serve from then on.
+        Keeps it, given the version to serve from then on, and returns when every worker answers. It raises
+        `ServiceError` where one of them does not in time; the others go on.
     loaded : list of Requirement
         The distributions that a staged version's worker loaded for the model.
     """
@@ -148,6 +183,7 @@ def launch(
     subject: ModelVersion | Staged,
     *,
     port: int | None = None,
+    options: ServeOptions | None = None,
     on_wait: Callable[[], None] = lambda: None,
 ) -> Iterator[Probation]:
     """Start a service on probation; it is ended after the block unless it was kept.
@@ -158,6 +194,8 @@ def launch(
     ----------
     port : int, optional
         The wished port. By default the one that it had, or a free one.
+    options : ServeOptions, optional
+        Where and how it listens.
     on_wait
         Called about every 0.05 s while waiting.
 
@@ -175,41 +213,38 @@ def launch(
     service = _service_file(origin, subject.files)
     run = folder("run", name)
     spec_path, outcome, log_path = run / "spec.json", run / "outcome.json", run / "service.log"
-    listener = _listen(name, port, (read_json(spec_path) or {}).get("port", 0))
-    token = secrets.token_hex(16)
+    options = options or ServeOptions()
+    listener = _listen(name, options.host, port, (read_json(spec_path) or {}).get("port", 0))
+    address, bound = listener.getsockname()[:2]
+    url = listening.url_of(options, address, bound)
+    with _closing(listener):
+        trust = _trust(options)
+        token_file = _arranged(name, options, address)
+    identity = secrets.token_hex(16)
     metrics = run / "metrics"
-    shutil.rmtree(metrics, ignore_errors=True)
-    metrics.mkdir(mode=0o700)
+    for emptied in (metrics, run / READY):
+        shutil.rmtree(emptied, ignore_errors=True)
+        emptied.mkdir(mode=0o700)
     outcome.unlink(missing_ok=True)
     spec = {
         "name": name, "version": subject.version, "files": dict(subject.files), "outcome": str(outcome),
         "folder": str(run), "service": f"service:{service_class(name)}",
-        "descriptor": listener.fileno(), "port": listener.getsockname()[1], "metrics": str(metrics),
-        "state": str(_state_path(name)),
+        "descriptor": listener.fileno(), "address": address, "port": bound, "metrics": str(metrics),
+        "ready": str(run / READY), "state": str(_state_path(name)),
+        "options": options.to_dict(), "token_file": token_file,
     }  # fmt: skip
     write_atomic(run / SERVICE, service)
     # A rehearsal answers the whole sample; a later start proves itself on its first rows.
     write_json(spec_path, {**spec, "path": str(origin), **({"rows": None} if isinstance(subject, Staged) else {})})
-    with suppress(FileNotFoundError):
-        log_path.replace(run / "service.log.1")
-    try:
-        with os.fdopen(os.open(log_path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600), "wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "nbdeploy.supervisor", str(spec_path)],
-                cwd=run, env=processes.environment(**{processes.IDENTITY: token}), stdin=subprocess.PIPE,
-                stdout=log, stderr=subprocess.STDOUT, pass_fds=[listener.fileno()], start_new_session=True, umask=0o077,
-            )  # fmt: skip
-        bound = listener.getsockname()[1]
-    finally:
-        listener.close()
+    process = _start(spec_path, log_path, identity, listener)
     kept = False
 
     def keep(version: ModelVersion) -> Deployment:
         nonlocal kept
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         deployment = Deployment(
-            name, version.version, version.digest, f"http://{HOST}:{bound}", process.pid, processes.started(process.pid), token,
-            str(log_path), now,
+            name, version.version, version.digest, url, process.pid, processes.started(process.pid), identity,
+            str(log_path), now, token_file, options,
         )  # fmt: skip
         write_json(spec_path, {**spec, "path": str(version.path), "files": dict(version.files)})
         write_json(_state_path(name), asdict(deployment))
@@ -218,15 +253,17 @@ def launch(
         stdin.write(b"keep\n")
         stdin.close()
         kept = True
+        _await_workers(deployment, on_wait)
         return deployment
 
     try:
-        _await_ready(process, bound, name, outcome=outcome, log=log_path, on_wait=on_wait)
+        answers = partial(listening.answers, url, trust, timeout=0.5)
+        _await_ready(process, name, answers, outcome=outcome, log=log_path, on_wait=on_wait)
         loaded = (read_json(outcome) or {}).get("loaded", [])
         yield Probation(keep, [Requirement.from_dict(each) for each in loaded])
     finally:
         if not kept:
-            processes.end(processes.family(process.pid, token), grace=5, first=process.pid)
+            processes.end(processes.family(process.pid, identity), grace=5, first=process.pid)
             with suppress(Exception):
                 process.wait(5)
             if process.stdin is not None:
@@ -234,10 +271,12 @@ def launch(
         processes.reap(process)
 
 
-def check_port(name: str, port: int | None) -> None:
-    """Raise `PortBusy` where `port` could not be had now."""
-    if port is not None:
-        _listen(name, port, 0).close()
+def check(name: str, port: int | None, options: ServeOptions) -> None:
+    """Raise what `launch` would raise now of the port, the host, the token and the certificate."""
+    listener = _listen(name, options.host, port, 0)
+    with _closing(listener):
+        _arranged(name, options, listener.getsockname()[0])
+    listener.close()
 
 
 def stop(name: str) -> Deployment:
@@ -250,9 +289,10 @@ def stop(name: str) -> Deployment:
     """
     with lock("serve", check_name(name)):
         deployment = get(name)
-        processes.end(processes.family(deployment.pid, deployment.token), grace=STOP_GRACE, first=deployment.pid)
+        processes.end(processes.family(deployment.pid, deployment.identity), grace=STOP_GRACE, first=deployment.pid)
         _state_path(name).unlink(missing_ok=True)
-        shutil.rmtree(home() / "run" / name / "metrics", ignore_errors=True)
+        for left in ("metrics", READY):
+            shutil.rmtree(home() / "run" / name / left, ignore_errors=True)
         return deployment
 
 
@@ -280,6 +320,22 @@ def log_tail(name: str, lines: int = 50) -> str:
 # -- helpers ------------------------------------------------------------------------------------------------
 
 
+def _start(spec_path: Path, log_path: Path, identity: str, listener: socket.socket) -> subprocess.Popen[bytes]:
+    """Start the supervisor, which inherits the listener; it is closed here."""
+    run = spec_path.parent
+    with suppress(FileNotFoundError):
+        log_path.replace(run / "service.log.1")
+    with (
+        listener,
+        os.fdopen(os.open(log_path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600), "wb") as log,
+    ):
+        return subprocess.Popen(
+            [sys.executable, "-m", "nbdeploy.supervisor", str(spec_path)],
+            cwd=run, env=processes.environment(**{processes.IDENTITY: identity}), stdin=subprocess.PIPE,
+            stdout=log, stderr=subprocess.STDOUT, pass_fds=[listener.fileno()], start_new_session=True, umask=0o077,
+        )  # fmt: skip
+
+
 def _service_file(origin: Path, files: Mapping[str, str]) -> bytes:
     """The service file that BentoML runs before anything of ours: what is checked is what is run."""
     try:
@@ -291,36 +347,42 @@ def _service_file(origin: Path, files: Mapping[str, str]) -> bytes:
     return content
 
 
-def _listen(name: str, port: int | None, former: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+@contextmanager
+def _closing(listener: socket.socket) -> Iterator[None]:
     try:
-        try:
-            listener.bind((HOST, former if port is None else port))
-        except OSError:
-            if port is not None:
-                raise
-            listener.bind((HOST, 0))  # its former port went to somebody else
-        listener.listen(2048)  # taken for good now: SO_REUSEADDR lets two sockets bind as long as neither listens
-    except OverflowError as error:
+        yield
+    except BaseException:
         listener.close()
-        msg = f"{port} is not a port"
-        raise PortBusy(msg, "Choose 1 to 65535, or leave --port out.") from error
-    except OSError as error:
-        listener.close()
-        holder = next((other for other in running_deployments() if other.port == port), None)
-        if error.errno == errno.EADDRINUSE:
-            who = f"the deployment {holder.name!r}" if holder else "another program"
-            msg = f"port {port} for {name!r} is taken by {who}"
-        else:
-            msg = f"port {port} for {name!r} cannot be used: {error.strerror}"
-        raise PortBusy(msg, "Choose another, or leave --port out for a free one.") from error
-    listener.set_inheritable(True)
-    return listener
+        raise
+
+
+def _arranged(name: str, options: ServeOptions, address: str) -> str:
+    """The token's file of a deployment that is about to listen on `address`, whose certificate is good."""
+    if options.tls_cert:
+        credentials.check_tls(options.tls_cert, options.tls_key)
+    return credentials.provide_token(name, options, address)
+
+
+def _trust(options: ServeOptions) -> ssl.SSLContext | None:
+    return credentials.pinned(options.tls_cert) if options.tls_cert else None
+
+
+def _listen(name: str, host: str, port: int | None, former: int) -> socket.socket:
+    def holder(port: int) -> str:
+        found = next((other for other in running_deployments() if other.port == port), None)
+        return f"the deployment {found.name!r}" if found else "another program"
+
+    return listening.listen(name, host, port, former, holder)
 
 
 def _await_ready(
-    process: subprocess.Popen[bytes], port: int, name: str, *, outcome: Path, log: Path, on_wait: Callable[[], None]
+    process: subprocess.Popen[bytes],
+    name: str,
+    answers: Callable[[], bool],
+    *,
+    outcome: Path,
+    log: Path,
+    on_wait: Callable[[], None],
 ) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     while True:
@@ -332,7 +394,7 @@ def _await_ready(
             last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
             msg = f"{name} did not start (exit code {code}): {last:.200}"
             raise ServiceError(msg, f"Its whole log: %deploy logs {name}.", said)
-        if _answers(port, timeout=0.5):
+        if answers():
             return
         if time.monotonic() > deadline:
             msg = f"{name} was not ready within {START_TIMEOUT:.0f} s and was ended"
@@ -341,17 +403,23 @@ def _await_ready(
         time.sleep(0.02)
 
 
-def _answers(port: int, timeout: float) -> bool:
-    # Not urllib: it would ask a proxy of the environment. While a worker starts, the request waits in the
-    # listening socket's queue and is answered the moment that the worker is there.
-    connection = http.client.HTTPConnection(HOST, port, timeout=timeout)
-    try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == http.HTTPStatus.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+def _await_workers(deployment: Deployment, on_wait: Callable[[], None]) -> None:
+    # The first has answered. The others start when it is kept: a version is rehearsed once, and then has its place.
+    wanted = deployment.options.workers
+    deadline = time.monotonic() + START_TIMEOUT
+    while wanted > 1 and (ready := deployment.workers) < wanted:
+        if time.monotonic() > deadline or not deployment.alive:
+            msg = f"{deployment.name} answers, but only {ready} of its {wanted} workers are ready"
+            raise ServiceError(
+                msg,
+                f"The others are tried again. See %deploy logs {deployment.name}, or stop it and serve it with fewer.",
+            )
+        on_wait()
+        time.sleep(0.02)
+
+
+def _ready_workers(run: Path) -> int:
+    return len(list((run / READY).glob("[0-9]*")))
 
 
 def _state_path(name: str) -> Path:

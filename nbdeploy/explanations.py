@@ -34,6 +34,11 @@ def _now(work: Callable[[], Any]) -> Any:
     return work()
 
 
+def available() -> bool:
+    """Whether SHAP is installed."""
+    return util.find_spec("shap") is not None
+
+
 class Explainer:
     """Splits what a model answers into one contribution per column.
 
@@ -66,11 +71,6 @@ class Explainer:
         self._call = call
         self._lock = threading.Lock()
         self._classes: list[Any] | None = None
-
-    @property
-    def available(self) -> bool:
-        """Whether SHAP is installed."""
-        return util.find_spec("shap") is not None
 
     def prepare(self) -> None:
         """Load SHAP: several seconds the first time. In a service, call it in a thread that is not the model's."""

@@ -119,7 +119,7 @@ def _expected(verb: Verb, options: dict[str, Argument], before: list[str]) -> Ar
         if waiting is not None:
             waiting = None
         elif word in options:
-            waiting = options[word] if options[word].kind is not Kind.FLAG else None
+            waiting = options[word] if options[word].kind not in (Kind.FLAG, Kind.OFF) else None
         else:
             filled += 1
     positionals = [argument for argument in verb.arguments if argument.positional]

@@ -176,7 +176,7 @@ class Panel(View):
         if (running := deployment.find(self.name)) is not None:
             with suppress(OSError):
                 seen = Path(running.log).stat()
-                key = (running.token, seen.st_size, seen.st_mtime_ns)
+                key = (running.identity, seen.st_size, seen.st_mtime_ns)
         if key == self._log[0]:
             return self._log
         with suppress(NbdeployError, OSError):

@@ -1,97 +1,58 @@
-"""What was asked, by which version it was answered, with what: append-only segments, one writer each."""
+"""What was asked, by which version it was answered, with what: read from segments of lines and from Parquet alike.
+
+Who writes it is `nbdeploy.log_writer`; what becomes of it, `nbdeploy.log_keeping`. docs/log.md has the format.
+"""
 
 from __future__ import annotations
 
 import json
-import math
-import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import orjson
 import pandas as pd
 
 from nbdeploy.errors import NbdeployError
-from nbdeploy.home import check_name, folder
-from nbdeploy.signature import Signature, build_column
+from nbdeploy.log_frames import frame_of, moments
+from nbdeploy.log_keeping import META, seal, tables
+from nbdeploy.log_segments import (
+    SPOILT,
+    Chunk,
+    chunks,
+    day_in,
+    day_of,
+    lines_files,
+    parquet_files,
+    place,
+    stem_of,
+)
+from nbdeploy.log_tables import OWN, Header, own_column
+from nbdeploy.log_values import logged_columns
+from nbdeploy.log_writer import Entry, LogWriter
+from nbdeploy.signature import Signature
 
-SEGMENT_BYTES = 64 << 20
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-
-class LogWriter:
-    """One process's place in the log of a deployment.
-
-    A request's line is written with one ``write()`` before its answer is sent, so an answered
-    prediction survives a killed process; it is not fsynced, so it may not survive a power cut.
-    A disk that refuses never fails a prediction: `dropped` counts what was lost.
-    A segment that is deleted while it is written to is followed by a new one.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = check_name(name)
-        folder("predictions", self._name)
-        self._descriptor: int | None = None
-        self._written = 0
-        self.dropped = 0
-
-    def write(
-        self,
-        version: str,
-        request: str,
-        inputs: Mapping[str, Sequence[Any]],
-        predictions: Sequence[Any],
-        probabilities: Sequence[Any] | None = None,
-        *,
-        gate: bool = False,
-    ) -> bool:
-        """Append one answered request; False, and counted in `dropped`, where the disk refuses.
-
-        `gate` marks a question that a gate asked: it is kept, and `read` leaves it out.
-        """
-        entry = {"time": time.time(), "version": version, "request": request, "inputs": inputs, "outputs": predictions}
-        if probabilities is not None:
-            entry["probabilities"] = probabilities
-        if gate:
-            entry["gate"] = True
-        if any(map(_holds_infinity, inputs.values())):  # which orjson would write as null
-            line = json.dumps(entry, default=np.ndarray.tolist).encode() + b"\n"
-        else:
-            line = orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
-        try:
-            if self._descriptor is None or self._written + len(line) > SEGMENT_BYTES or self._is_deleted():
-                self._open_segment()
-            if os.write(self._descriptor, line) != len(line):  # type: ignore[arg-type]
-                # A torn line ends this segment: readers skip an unfinished last line.
-                self.close()
-                self.dropped += len(predictions)
-                return False
-        except OSError:
-            self.close()
-            self.dropped += len(predictions)
-            return False
-        self._written += len(line)
-        return True
-
-    def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def _is_deleted(self) -> bool:
-        return self._descriptor is not None and os.fstat(self._descriptor).st_nlink == 0
-
-    def _open_segment(self) -> None:
-        self.close()
-        path = folder("predictions", self._name) / f"{time.time_ns()}-{os.getpid()}.jsonl"
-        self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY, 0o600)
-        self._written = 0
+__all__ = [
+    "Entry",
+    "LogWriter",
+    "moment",
+    "new_request_id",
+    "own_column",
+    "prediction_ids",
+    "read",
+    "seal",
+    "size",
+    "unreadable",
+]
 
 
 def new_request_id() -> str:
@@ -106,27 +67,41 @@ def prediction_ids(request: str, count: int) -> list[str]:
 
 def read(
     name: str,
-    signature_of: Callable[[str], Signature | None],
+    signature_of: Callable[[str], Signature | None] = lambda _version: None,
     since: Any = None,
     until: Any = None,
+    labels: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
     """The log as a frame, oldest first, without what gates asked.
 
-    Columns: the inputs with the dtypes of the version that answered, then ``prediction``,
-    ``prediction_id``, ``version`` and ``time`` (UTC); see `own_column` for where an input has that name.
+    Columns: the inputs with the dtypes of the version that answered, then ``prediction``, ``prediction_id``,
+    ``version``, ``time`` (UTC) and, where `labels` are given, ``label``; see `own_column` for where an input has such
+    a name. A hashed column holds the hashes, a large cell its digest and summary; see docs/log.md.
+
+    Parameters
+    ----------
+    signature_of : callable
+        The signature of a version: asked only where the log itself does not say what its columns are.
+    since, until : see `moment`
+    labels : mapping, optional
+        The label of each prediction id.
     """
     start, end = moment(since), moment(until)
-    by_version: dict[str, list[dict[str, Any]]] = {}
-    for entry in _entries(name, start):
-        if (start is None or entry["time"] >= start) and (end is None or entry["time"] < end):
-            by_version.setdefault(entry["version"], []).append(entry)
-    frames = [_frame(version, entries, signature_of(version)) for version, entries in by_version.items()]
+    by_version: dict[str, list[_Part]] = {}
+    for part in _parts(name, start, end):
+        by_version.setdefault(part.version, []).append(part)
+    frames, times = [], []
+    for version, parts in by_version.items():
+        for header, alike in _alike(parts, signature_of(version)):
+            frames.append(frame_of(header, [part.table for part in alike], labels))
+            times += [moments(part.table) for part in alike]
     if not frames:
-        return pd.DataFrame(columns=["prediction", "prediction_id", "version", "time"])
+        own = ["prediction", "prediction_id", "version", "time"]
+        return pd.DataFrame(columns=own if labels is None else [*own, "label"])
     whole = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
     # Not by a column: what is the log's time in one version's rows may be an input in another's.
-    seconds = np.concatenate([_seconds(entries) for entries in by_version.values()])
-    return whole.iloc[np.argsort(seconds, kind="stable")].reset_index(drop=True)
+    order = np.argsort(np.concatenate(times), kind="stable")
+    return whole.iloc[order].reset_index(drop=True)
 
 
 def moment(when: Any) -> float | None:
@@ -152,13 +127,6 @@ def moment(when: Any) -> float | None:
         raise NbdeployError(msg, "Say how long ago (30m, 24h, 7d) or when (2026-01-31T08:00, UTC).") from error
 
 
-def own_column(label: str, inputs: Sequence[str]) -> str:
-    """What the log calls a column of its own: `label`, with underscores until no input has that name."""
-    while label in inputs:
-        label += "_"
-    return label
-
-
 def size(name: str) -> int:
     """How many rows the log holds, without what gates asked. What was counted once is not read again."""
     return sum(rows for rows, _ in _counts(name))
@@ -169,98 +137,152 @@ def unreadable(name: str) -> int:
     return sum(lines for _, lines in _counts(name))
 
 
-_counted: dict[Path, tuple[int, int, int]] = {}  # of a segment: bytes read so far, rows and unreadable lines in them
+# -- counts -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Counted:
+    end: int = 0
+    header: Header | None = None
+    rows: int = 0
+    unreadable: int = 0
+
+
+_counted: dict[tuple[Path, int], _Counted] = {}  # by file and inode: what of a segment has been read
+_sealed: dict[Path, tuple[int, int]] = {}  # which never change
 
 
 def _counts(name: str) -> Iterator[tuple[int, int]]:
-    for path in folder("predictions", check_name(name)).glob("*.jsonl"):
+    where = place(name)
+    for path in _sources(where):
         with suppress(FileNotFoundError):  # deleted meanwhile
+            yield _count_sealed(path) if path.suffix == ".parquet" else _count(path)
+    for path in where.glob(f"*{SPOILT}"):
+        with suppress(FileNotFoundError):
             yield _count(path)
 
 
 def _count(path: Path) -> tuple[int, int]:
-    offset, rows, bad = _counted.get(path, (0, 0, 0))
-    if path.stat().st_size != offset:
-        with path.open("rb") as file:
-            file.seek(offset)
-            for line in file:
-                if line.endswith(b"\n"):
-                    offset += len(line)
-                    entry = _parsed(line)
-                    bad += entry is None
-                    rows += 0 if entry is None or entry.get("gate") else len(entry["outputs"])
-        _counted[path] = offset, rows, bad
-    return rows, bad
+    about = path.stat()
+    known = _counted.setdefault((path, about.st_ino), _Counted())
+    if about.st_size != known.end:
+        for chunk in chunks(path, known.end, known.header):
+            known.end, known.header = chunk.end, chunk.header
+            known.unreadable += chunk.unreadable
+            known.rows += sum(len(entry["outputs"]) for entry in chunk.entries if not entry.get("gate"))
+    return known.rows, known.unreadable
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _count_sealed(path: Path) -> tuple[int, int]:
+    if path not in _sealed:
+        _sealed[path] = 0, 1  # where it cannot be read
+        found = _opened(path)
+        if found is not None:
+            with found as file:
+                told = json.loads((file.metadata.metadata or {}).get(META + b"-counts", b"{}"))
+                _sealed[path] = int(told.get("rows", file.metadata.num_rows)), int(told.get("unreadable", 0))
+    return _sealed[path]
+
+
+def _opened(path: Path) -> Any:
+    import pyarrow as pa
+    from pyarrow import parquet
+
     try:
-        entry = orjson.loads(line)
-    except orjson.JSONDecodeError:
+        return parquet.ParquetFile(path, pre_buffer=False)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError):
+        return None
+
+
+# -- rows ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Part:
+    version: str
+    header: Header
+    table: pa.Table
+
+
+def _sources(where: Path) -> list[Path]:
+    """What counts: segments' lines, and the Parquet files of the segments whose lines are gone."""
+    # In this order: what is sealed in between is then missed by neither.
+    lines = lines_files(where)
+    there = {stem_of(path) for path in lines}
+    return [*lines, *(path for path in parquet_files(where) if stem_of(path) not in there)]
+
+
+def _parts(name: str, start: float | None, end: float | None) -> list[_Part]:
+    where = place(name)
+    done: dict[str, list[_Part]] = {}  # by file: what was read already stays read when the list is made again
+    while True:
+        sources = _sources(where)
+        gone = False
+        for path in sources:
+            key = f"{path.parent}/{path.name}"
+            if key in done or (path.suffix == ".parquet" and not _may_hold(path, start, end)):
+                continue
+            try:
+                found = _read_sealed(path) if path.suffix == ".parquet" else _read_lines(path)
+                done[key] = [part for each in found if (part := _window(each, start, end)) is not None]
+            except FileNotFoundError:
+                gone = True  # sealed or removed meanwhile
+        if not gone:
+            break
+    lines = {stem_of(Path(key)) for key in done if key.endswith(".jsonl")}
+    # Of a segment that was read as lines and then sealed, the lines count.
+    return [p for k, parts in done.items() if k.endswith(".jsonl") or stem_of(Path(k)) not in lines for p in parts]
+
+
+def _may_hold(path: Path, start: float | None, end: float | None) -> bool:
+    day = day_in(path)
+    return (start is None or day >= day_of(start)) and (end is None or day <= day_of(end))
+
+
+def _read_lines(path: Path) -> Iterator[_Part]:
+    for chunk in chunks(path):
+        told = Chunk(chunk.header, [entry for entry in chunk.entries if not entry.get("gate")], 0, chunk.end)
+        for day, header, table in tables(told):
+            yield _Part(day.version, header, table)
+
+
+def _read_sealed(path: Path) -> Iterator[_Part]:
+    import pyarrow as pa
+
+    found = _opened(path)
+    if found is None:
+        return
+    with found as file:
         try:
-            entry = json.loads(line)  # has Infinity
-        except (ValueError, RecursionError):
-            return None
-    return entry if isinstance(entry, dict) and entry.keys() >= _KEYS and _is_whole(entry) else None
+            # Arrow's own threads make a short-lived process abort at its exit now and then.
+            table = file.read(use_threads=False)
+            header = Header.from_dict(json.loads((table.schema.metadata or {}).get(META, b"{}"))) or Header()
+        except (pa.ArrowException, OSError, ValueError):
+            return
+    if table.num_columns >= len(OWN) and table.num_rows:
+        yield _Part(table.column(table.num_columns - 3)[0].as_py(), header, table)
 
 
-_KEYS = {"time", "version", "request", "inputs", "outputs"}
+def _window(part: _Part, start: float | None, end: float | None) -> _Part | None:
+    table = part.table
+    gate = table.column(table.num_columns - 1).to_numpy()
+    keep = ~gate.astype(bool)
+    if start is not None or end is not None:
+        times = moments(table) / 1e6
+        keep &= (times >= (start if start is not None else -np.inf)) & (times < (end if end is not None else np.inf))
+    if keep.all():
+        return part
+    return _Part(part.version, part.header, table.filter(keep)) if keep.any() else None
 
 
-def _is_whole(entry: dict[str, Any]) -> bool:
-    inputs, outputs = entry["inputs"], entry["outputs"]
-    if not isinstance(inputs, dict) or not isinstance(outputs, list) or not isinstance(entry["time"], (int, float)):
-        return False
-    if not isinstance(entry["version"], str) or not isinstance(entry["request"], str):
-        return False
-    return all(isinstance(values, list) and len(values) == len(outputs) for values in inputs.values())
-
-
-def _holds_infinity(values: Sequence[Any]) -> bool:
-    # A column is of one type, so its first value tells whether to look.
-    first = next((value for value in values if value is not None), None)
-    if isinstance(first, (list, dict)):
-        return any(_holds_infinity(v["values"] if isinstance(v, dict) else v) for v in values if v)
-    return isinstance(first, float) and (math.inf in values or -math.inf in values)
-
-
-def _entries(name: str, start: float | None) -> Iterator[dict[str, Any]]:
-    for path in sorted(folder("predictions", check_name(name)).glob("*.jsonl")):
-        with suppress(FileNotFoundError):  # deleted meanwhile
-            if start is None or path.stat().st_mtime >= start:
-                yield from _lines(path)
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                entry = _parsed(line)
-                if entry is not None and not entry.get("gate"):
-                    yield entry
-
-
-def _frame(version: str, entries: Sequence[dict[str, Any]], signature: Signature | None) -> pd.DataFrame:
-    known = {c.name: c for c in signature.columns} if signature else {}
-    names = list(entries[0]["inputs"])  # without private columns
-    data: dict[Any, Any] = {}
-    for name in names:
-        values = [value for entry in entries for value in entry["inputs"][name]]
-        data[name] = build_column(known[name], values) if name in known else values
-    counts = [len(entry["outputs"]) for entry in entries]
-    frame = pd.DataFrame(data)
-    outputs = [value for entry in entries for value in entry["outputs"]]
-    counted = list(zip(entries, counts, strict=True))
-    own = {
-        "prediction": pd.Series(outputs, index=frame.index),
-        "prediction_id": [i for entry, n in counted for i in prediction_ids(entry["request"], n)],
-        "version": version,
-        "time": pd.to_datetime(pd.Series(_seconds(entries)), unit="s", utc=True),
-    }
-    for label, values in own.items():
-        frame[own_column(label, names)] = values
-    return frame
-
-
-def _seconds(entries: Sequence[dict[str, Any]]) -> np.ndarray[Any, Any]:
-    return np.repeat([float(entry["time"]) for entry in entries], [len(entry["outputs"]) for entry in entries])
+def _alike(parts: list[_Part], signature: Signature | None) -> Iterator[tuple[Header, list[_Part]]]:
+    """The parts of one version by their columns, each with what is known about these."""
+    fallback = Header(tuple(logged_columns(signature.columns)), signature.outputs) if signature else Header()
+    groups: dict[tuple[str, ...], list[_Part]] = {}
+    for part in parts:
+        groups.setdefault(tuple(part.table.column_names), []).append(part)
+    for alike in groups.values():
+        known = next((part.header for part in alike if part.header.columns is not None), fallback)
+        yield known, alike

@@ -16,12 +16,16 @@ from typing import Any
 from nbdeploy.home import bentoml_home, home
 
 IDENTITY = "NBDEPLOY_PROCESS"  # the token in a process's environment that tells ours from a recycled pid
+SECRETS = frozenset({"NBDEPLOY_TOKEN", "NBDEPLOY_TOKEN_FILE"})  # a deployment's token stands in its file
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """The environment of every child: the user's, without telemetry and with cached bytecode."""
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    quiet = {"BENTOML_DO_NOT_TRACK": "True", "DO_NOT_TRACK": "1", "OTEL_SDK_DISABLED": "true"}
+    """The environment of every child: the user's, without telemetry and tokens, and with cached bytecode."""
+    env = {key: value for key, value in os.environ.items() if key not in {"PYTHONDONTWRITEBYTECODE", *SECRETS}}
+    quiet = {
+        "BENTOML_DO_NOT_TRACK": "True", "DO_NOT_TRACK": "1", "OTEL_SDK_DISABLED": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_DISABLE_TELEMETRY": "1",
+    }  # fmt: skip
     # Absolute: a child works in another folder.
     places = {"NBDEPLOY_HOME": str(home()), "BENTOML_HOME": str(bentoml_home())}
     return {**env, **quiet, **places, **extra}

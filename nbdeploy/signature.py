@@ -27,6 +27,7 @@ from nbdeploy.signature_values import (
     plain,
     plain_floats,
     problem,
+    quick_array,
     restore_missing,
     shape_text,
     short,
@@ -117,12 +118,12 @@ class Signature:
 
     @property
     def logged(self) -> list[Column]:
-        """The columns that may be logged: those that are not private."""
-        return [column for column in self.columns if not column.private]
+        """The columns that the log holds in some form: all but private ones that are not hashed."""
+        return [column for column in self.columns if not column.private or column.hashed]
 
     def shown(self) -> Signature:
         """The signature as anybody may see it: of private columns the name and the type, and no value."""
-        if len(self.logged) == len(self.columns):
+        if not self.has_private:
             return self
         columns = tuple(
             replace(c, minimum=None, maximum=None, categories=None, longest=None) if c.private else c
@@ -134,20 +135,31 @@ class Signature:
         }
         return replace(self, columns=columns, example=told)
 
-    def with_private(self, names: Sequence[str]) -> Signature:
+    def with_private(self, names: Sequence[str] | Mapping[str, str]) -> Signature:
         """A copy in which the columns of these names are private.
+
+        Parameters
+        ----------
+        names : list of str, or mapping
+            Of a mapping, the values say what the log holds: nothing (``drop``, which is what a list says) or a keyed
+            hash of each value (``hash``). In a list, ``NAME=hash`` says the same.
 
         Raises
         ------
         SaveError
-            There is no such column.
+            There is no such column, or another word for what the log holds.
         """
-        for name in names:
-            if str(name) not in self.names:
-                msg = f"private names {str(name)[:80]!r}, and X has no such column"
-                raise SaveError(msg, did_you_mean(str(name), self.names))
-        wanted = set(map(str, names))
-        return replace(self, columns=tuple(replace(c, private=c.name in wanted) for c in self.columns))
+        wanted = {}
+        for name, how in _private_names(names, self.names):
+            if name not in self.names:
+                msg = f"private names {name[:80]!r}, and X has no such column"
+                raise SaveError(msg, did_you_mean(name, self.names))
+            if how not in ("drop", "hash"):
+                msg = f"private says {how[:80]!r} of the column {name[:80]!r}"
+                raise SaveError(msg, "Say 'drop' or 'hash'.")
+            wanted[name] = how
+        columns = (replace(c, private=c.name in wanted, hashed=wanted.get(c.name) == "hash") for c in self.columns)
+        return replace(self, columns=tuple(columns))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -242,16 +254,18 @@ class Signature:
         InputError
             A value is beyond what its dtype can hold.
         """
-        series: dict[str | int, pd.Series] = {}
+        held: dict[str | int, Any] = {}
         for column in self.columns:
             try:
-                series[column.label] = build_column(column, lists[column.name])
+                quick = None if column.shape else quick_array(column, lists[column.name])
+                held[column.label] = build_column(column, lists[column.name]) if quick is None else quick
             except (ValueError, TypeError, OverflowError) as error:
                 told = "values that do not" if column.private else f"values that {error}"
                 raise refusal([problem(None, column.name, column.expected, told)]) from (
                     None if column.private else error
                 )
-        return pd.DataFrame(series, columns=[c.label for c in self.columns])
+        # Not copied into blocks by type: that costs more than all the rest.
+        return pd.DataFrame(held, copy=False)
 
     def _columns_of(self, payload: Any) -> dict[str, list[Any]]:
         if isinstance(payload, dict) and self._is_split(payload):
@@ -389,6 +403,15 @@ def refusal(problems: Sequence[dict[str, Any]]) -> InputError:
 
 _SPLIT = {"columns", "data"}
 UNNAMED = ("array", "vector", "tensor", "list", "series", "sparse")  # their columns have no names of their own
+
+
+def _private_names(given: Sequence[str] | Mapping[str, str], columns: Sequence[str]) -> Iterator[tuple[str, str]]:
+    if isinstance(given, Mapping):
+        yield from ((str(name), str(how)) for name, how in given.items())
+        return
+    for name in map(str, given):
+        before, equals, how = name.rpartition("=")
+        yield (before, how) if equals and name not in columns else (name, "drop")
 
 
 def _tuple(values: Any) -> Any:

@@ -146,21 +146,21 @@ def _fault(column: Column, value: Any) -> str:
 def _numbers_fault(column: Column, array: np.ndarray[Any, Any], value: Any) -> str:
     if not array.size:
         return ""
-    if array.dtype.kind not in _KINDS[column.kind]:
-        if column.kind == "float" and not column.finite and _only_gaps(array):
-            return ""
-        return f"Each of its values must be {_one(column)}."
-    if column.kind in ("int", "float") and _holds_bool(value):
+    if column.kind == "float" and not column.finite and array.dtype.kind == "O" and _only_gaps(array):
+        return ""
+    if not _are_of_kind(column, array, value):
         return f"Each of its values must be {_one(column)}."
     if column.kind == "int":
         limits = np.iinfo(np.dtype(column.dtype))
-        if int(array.min()) < limits.min or int(array.max()) > limits.max:
+        # Among floats NumPy rounds the integers, so each is looked at as it came.
+        numbers = np.asarray(_flat(value), dtype=object) if array.dtype.kind == "f" else array
+        if int(numbers.min()) < limits.min or int(numbers.max()) > limits.max:
             return f"The model's type here is {column.dtype}."
     if column.kind == "float":
-        numbers = array.astype("float64")
-        if column.finite and not np.isfinite(numbers).all():
+        floats = array.astype("float64")
+        if column.finite and not np.isfinite(floats).all():
             return "The training data has only finite numbers here."
-        finite = numbers[np.isfinite(numbers)]
+        finite = floats[np.isfinite(floats)]
         if finite.size and float(np.abs(finite).max()) > float(np.finfo(np.dtype(column.dtype)).max):
             return f"The model's type here is {column.dtype}."
     return ""
@@ -188,6 +188,29 @@ def _holds_bool(value: Any) -> bool:
     if isinstance(value, list):
         return any(map(_holds_bool, value)) if value and isinstance(value[0], list) else bool in set(map(type, value))
     return False
+
+
+def _are_of_kind(column: Column, array: np.ndarray[Any, Any], value: Any) -> bool:
+    if column.kind == "string":
+        return _are_texts(value)
+    fits = array.dtype.kind in _KINDS[column.kind] or (column.kind == "int" and _are_whole(array, value))
+    return fits and not (column.kind in ("int", "float") and _holds_bool(value))
+
+
+def _are_texts(value: Any) -> bool:
+    # NumPy makes text of the numbers among strings.
+    return all(map(_are_texts, value)) if isinstance(value, list) else isinstance(value, str)
+
+
+def _are_whole(array: np.ndarray[Any, Any], value: Any) -> bool:
+    # An integer beyond 64 bits comes as the nearest float, which may be the lowest of them.
+    return array.dtype.kind == "f" and all(
+        isinstance(v, int) or (math.isfinite(v) and v.is_integer() and v > -(2.0**63)) for v in _flat(value)
+    )
+
+
+def _flat(value: Any) -> list[Any]:
+    return [part for each in value for part in _flat(each)] if isinstance(value, list) else [value]
 
 
 def _only_gaps(array: np.ndarray[Any, Any]) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,6 @@ import pandas as pd
 Kind = Literal["int", "float", "bool", "string", "category", "datetime", "date"]
 
 MAX_SHOWN = 80
-_DIGITS = frozenset("0123456789")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Column:
         For categoricals, the dtype of the categories themselves.
     private : bool
         Its values are never logged and never shown; see `Signature.shown`.
+    hashed : bool
+        Of a private column, whether the log holds a keyed hash of each value. Otherwise it holds nothing.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Column:
     cells: Literal["value", "array", "list", "sparse"] = "value"
     category_dtype: str = ""
     private: bool = False
+    hashed: bool = False
 
     @property
     def element(self) -> Any:
@@ -181,6 +184,27 @@ def _missing_name(value: Any) -> str:
     return next((name for name, known in MISSING.items() if value is known), "nan")
 
 
+def quick_array(column: Column, values: Sequence[Any]) -> Any:
+    """What `build_series` gives, as an array and at a tenth of the time; None for columns that need more."""
+    make = _quick_maker(column.dtype, column.kind, column.nullable)
+    return None if make is None else make(values)
+
+
+@cache
+def _quick_maker(name: str, kind: Kind, nullable: bool) -> Callable[[Sequence[Any]], Any] | None:
+    dtype = pd.api.types.pandas_dtype(name)
+    if isinstance(dtype, np.dtype):
+        # Among NumPy's own, floats alone have a gap, which None becomes.
+        plain = kind == "float" or (kind in ("int", "bool", "string") and not nullable)
+        return partial(np.array, dtype=dtype) if plain else None
+    if isinstance(dtype, pd.StringDtype) and dtype.storage == "pyarrow":
+        import pyarrow as pa
+
+        text = pa.large_string()
+        return lambda values: dtype.__from_arrow__(pa.array(values, text, from_pandas=True))
+    return None
+
+
 def build_series(column: Column, values: Sequence[Any]) -> pd.Series:
     """Checked JSON values, one per cell, as the training frame's dtype."""
     values = [None if value != value else value for value in values]
@@ -191,6 +215,8 @@ def build_series(column: Column, values: Sequence[Any]) -> pd.Series:
         days = [None if value is None else dt.date.fromisoformat(value) for value in values]
         return restore_missing(pd.Series(days, dtype=column.dtype), column)
     if column.kind == "category":
+        if column.category_dtype.lower().startswith("float"):  # pandas makes NaN of integers beyond 64 bits
+            values = [None if value is None else float(value) for value in values]
         known = list(column.categories or ())
         present = set(known)
         known += [value for value in dict.fromkeys(values) if value is not None and value not in present]
@@ -308,20 +334,25 @@ def _all_fit(column: Column, values: Sequence[Any]) -> bool:
 
 
 def _bounds(column: Column) -> tuple[float | int, float | int]:
-    dtype = _numpy_dtype(column)
-    if column.kind == "int":
+    return _bounds_of(column.kind, column.dtype, column.finite)
+
+
+@cache
+def _bounds_of(kind: Kind, name: str, finite: bool) -> tuple[float | int, float | int]:
+    dtype = _numpy_dtype(kind, name)
+    if kind == "int":
         info = np.iinfo(dtype)
         return int(info.min), int(info.max)
     limit = float(np.finfo(dtype).max)
-    return (-limit, limit) if column.finite else (-math.inf, math.inf)
+    return (-limit, limit) if finite else (-math.inf, math.inf)
 
 
-def _numpy_dtype(column: Column) -> np.dtype[Any]:
-    dtype = pd.api.types.pandas_dtype(column.dtype)
+def _numpy_dtype(kind: Kind, name: str) -> np.dtype[Any]:
+    dtype = pd.api.types.pandas_dtype(name)
     if isinstance(dtype, np.dtype):
         return dtype
     plain = getattr(dtype, "numpy_dtype", None)
-    return plain if isinstance(plain, np.dtype) else np.dtype("int64" if column.kind == "int" else "float64")
+    return plain if isinstance(plain, np.dtype) else np.dtype("int64" if kind == "int" else "float64")
 
 
 def _fault(column: Column, value: Any) -> str:
@@ -333,10 +364,7 @@ def _fault(column: Column, value: Any) -> str:
     if column.kind == "bool":
         return "" if isinstance(value, bool) else " "
     if column.kind == "category":
-        sample = column.categories[0] if column.categories else ""
-        if isinstance(sample, str):
-            return "" if isinstance(value, str) else "Send it as a string."
-        return "" if isinstance(value, (int, float)) and math.isfinite(value) else " "
+        return _category_fault(column, value)
     if not isinstance(value, str):
         return f'Send it as a string: "{value}".' if isinstance(value, (int, float)) and _is_small(value) else " "
     if column.kind == "date":
@@ -350,18 +378,35 @@ def _number_fault(column: Column, value: Any) -> str:
     low, high = _bounds(column)
     if column.kind == "int" and isinstance(value, float) and not (math.isfinite(value) and value.is_integer()):
         return "The training frame has whole numbers here."
-    if not low <= value <= high:
+    # An integer beyond 64 bits comes as the nearest float, which may be the lowest of them.
+    if not low <= value <= high or (column.kind == "int" and isinstance(value, float) and value <= -(2.0**63)):
         return f"The model's type here is {column.dtype}."
     return ""
 
 
-# An offset can only follow a time: "2013-01-31" must not be taken for one of -31 hours.
-_OFFSET = re.compile(r"[T ].*(?:Z|[+-]\d\d(?::?\d\d)?)\s*", re.IGNORECASE | re.ASCII)
+def _category_fault(column: Column, value: Any) -> str:
+    sample = column.categories[0] if column.categories else ""
+    if isinstance(sample, str):
+        return "" if isinstance(value, str) else "Send it as a string."
+    if isinstance(sample, bool):
+        return "" if isinstance(value, bool) else " "
+    whole = column.category_dtype.lower().startswith(("int", "uint"))
+    number = column.category_dtype.lower().startswith("float")
+    dtype = column.category_dtype if whole or number else "float64"
+    return _number_fault(Column(column.name, "int" if whole else "float", dtype), value)
+
+
+# ISO 8601 as JSON Schema's date-time has it; seconds and time may be missing, and a blank may stand for the T.
+_MOMENT = re.compile(
+    r"(?!0000)\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?P<offset>Z|[+-]\d\d(?::?\d\d)?)?)?", re.ASCII
+)
 
 
 def _all_datetimes(column: Column, values: Sequence[str]) -> bool:
-    if not all(_looks_like_date(value) and _has_offset(value) == column.zoned for value in values):
-        return False
+    for value in values:
+        found = _MOMENT.fullmatch(value)
+        if found is None or (found["offset"] is not None) is not column.zoned:
+            return False
     try:
         return not build_series(column, values).isna().any()
     except (ValueError, TypeError, OverflowError):
@@ -370,9 +415,10 @@ def _all_datetimes(column: Column, values: Sequence[str]) -> bool:
 
 def _datetime_fault(column: Column, value: str) -> str:
     example = f"For example 2013-01-31T08:15:00{'+01:00' if column.zoned else ''}."
-    if not _looks_like_date(value):
+    found = _MOMENT.fullmatch(value)
+    if found is None:
         return example
-    if _has_offset(value) != column.zoned:
+    if (found["offset"] is not None) is not column.zoned:
         return (
             f"The training frame has a time zone here. {example}"
             if column.zoned
@@ -392,16 +438,6 @@ def _date_fault(value: str) -> str:
     except ValueError:
         return "For example 2013-01-31."
     return ""
-
-
-def _looks_like_date(value: str) -> bool:
-    # pandas also takes "now", "today", "NaT", "nan" and an empty string.
-    return value[:1] in _DIGITS and len(value) < 64
-
-
-def _has_offset(value: str) -> bool:
-    found = re.search(r"[T ]", value)
-    return bool(found and _OFFSET.fullmatch(value, found.start()))
 
 
 def _is_number(text: str) -> bool:

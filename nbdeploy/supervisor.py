@@ -1,118 +1,194 @@
 """The parent of a deployment's workers: starts them, restarts them, and takes them along when it ends.
 
-Run as ``python -m nbdeploy.supervisor SPEC`` with the listening socket as an inherited descriptor. It
-needs nothing but the standard library, so it is there at once; BentoML's own arbiter would import the
+Run as ``python -m nbdeploy.supervisor SPEC`` with the listening socket as an inherited descriptor, which all workers
+share. It needs nothing but the standard library, so it is there at once; BentoML's own arbiter would import the
 service a second time before it starts the worker that does the work.
 
-Until its starter writes ``keep`` to its standard input, the deployment is on probation: the end of the
-starter, or of the worker, ends it. After that it belongs to nobody but its state file.
+Until its starter writes ``keep`` to its standard input, the deployment is on probation: it has one worker, which is its
+rehearsal, and the end of the starter, or of that worker, ends it. After that it belongs to nobody but its state file,
+and the other workers are started.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
-import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 GRACE = 30.0  # seconds for requests in flight
-MAX_PAUSE = 10.0
+FIRST_PAUSE, MAX_PAUSE = 0.1, 10.0
 FORGOTTEN = 5  # seconds without a state file
+STDIN = 0
+
+
+@dataclass
+class Worker:
+    """The place of one worker; whoever has it is replaced when it ends."""
+
+    number: int
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    pause: float = FIRST_PAUSE
+    due: float = 0.0  # when the next one is started
 
 
 class Supervisor:
-    """Owns the workers of one deployment."""
+    """Owns the workers of one deployment. One thread, woken by signals, by its starter and by what is due."""
 
     def __init__(self, spec_path: Path) -> None:
         self.spec_path = spec_path
         self.spec: dict[str, Any] = json.loads(spec_path.read_text())
-        self.kept = False
-        self.ending = threading.Event()
-        self.worker: subprocess.Popen[bytes] | None = None
+        self.kept = self.ending = False
+        self.workers = [Worker(1)]
+        self.missing_since: float | None = None
 
     def run(self) -> int:
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the interrupt button of a notebook is not for us
-        threading.Thread(target=self._await_keep, daemon=True).start()
-        pause, code = 0.1, 0
-        while not self.ending.is_set():
-            started = time.monotonic()
-            self.worker = self._start_worker()
-            if self.ending.is_set():  # the signal came between the check and the start
-                break
-            code = self.worker.wait()
-            if self.ending.is_set():
-                break
-            if not self.kept:
-                return code or 1
-            pause = 0.1 if time.monotonic() - started > MAX_PAUSE else min(pause * 2, MAX_PAUSE)
-            print(f"worker ended with code {code}; starting another in {pause:.1f} s", flush=True)
-            self.ending.wait(pause)
-        self._end_worker()
+        awake = self._hear_signals()
+        self._tell_workers()
+        while not self.ending:
+            for worker in self.workers:
+                code = self._look_after(worker)
+                if code is not None and not self.kept:
+                    return code or 1
+            heard, _, _ = select.select([awake] if self.kept else [awake, STDIN], [], [], self._nap())
+            if awake in heard:
+                os.read(awake, 4096)
+            if STDIN in heard:
+                self._hear_starter()
+            if self.kept:
+                self._look_for_state()
+        self._end_workers()
         return 0
 
-    def _start_worker(self) -> subprocess.Popen[bytes]:
+    def _hear_signals(self) -> int:
+        # A signal is a byte in a pipe: nothing happens between two instructions of ours.
+        awake, wake = os.pipe()
+        os.set_blocking(awake, False)
+        os.set_blocking(wake, False)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        signal.signal(signal.SIGTERM, self._on_end)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the interrupt button of a notebook is not for us
+        return awake
+
+    def _on_end(self, _number: int, _frame: FrameType | None) -> None:
+        self.ending = True
+
+    def _look_after(self, worker: Worker) -> int | None:
+        """Start a worker that is due, and note one that has ended: its exit code."""
+        now = time.monotonic()
+        if worker.process is None:
+            if now < worker.due or self.ending:
+                return None
+            worker.started = now
+            try:
+                worker.process = self._start(worker.number)
+            except OSError as error:  # no memory, no process left
+                code = error.errno or 1
+            else:
+                return None
+        else:
+            ended = worker.process.poll()
+            if ended is None:
+                return None
+            code = ended
+            self._forget(worker.number, worker.process.pid)
+            worker.process = None
+        worker.pause = FIRST_PAUSE if now - worker.started > MAX_PAUSE else min(worker.pause * 2, MAX_PAUSE)
+        worker.due = now + worker.pause
+        if self.kept and not self.ending:
+            _say(f"worker {worker.number} ended with code {code}; starting another in {worker.pause:.1f} s")
+        return code
+
+    def _nap(self) -> float:
+        now = time.monotonic()
+        due = [worker.due - now for worker in self.workers if worker.process is None]
+        return min([1.0, *(max(0.0, each) for each in due)])
+
+    def _start(self, number: int) -> subprocess.Popen[bytes]:
         descriptor = int(self.spec["descriptor"])
         command = [
-            sys.executable, "-m", "_bentoml_impl.worker.service", self.spec["service"],
-            "--fd", str(descriptor), "--worker-id", "1", "--timeout-graceful-shutdown", str(int(GRACE)),
+            sys.executable, "-m", "nbdeploy.worker", self.spec["service"],
+            "--fd", str(descriptor), "--worker-id", str(number), "--timeout-graceful-shutdown", str(int(GRACE)),
         ]  # fmt: skip
+        env = {
+            **os.environ, "NBDEPLOY_SPEC": str(self._workers_spec), "NBDEPLOY_READY": str(self._note(number)),
+            "PROMETHEUS_MULTIPROC_DIR": self.spec["metrics"],
+        }  # fmt: skip
         return subprocess.Popen(
-            command, cwd=self.spec["folder"], pass_fds=[descriptor], stdin=subprocess.DEVNULL, env=self._environment()
+            command, cwd=self.spec["folder"], pass_fds=[descriptor], stdin=subprocess.DEVNULL, env=env
         )
 
-    def _environment(self) -> dict[str, str]:
-        # The worker reads who its parent is from the spec: a parent that dies before the worker is up would
-        # leave it with nobody to ask.
-        self.spec["supervisor"] = os.getpid()
-        own = self.spec_path.with_name("worker.json")
-        own.touch(mode=0o600)
-        own.write_text(json.dumps(self.spec))
-        return {**os.environ, "NBDEPLOY_SPEC": str(own), "PROMETHEUS_MULTIPROC_DIR": self.spec["metrics"]}
+    @property
+    def _workers_spec(self) -> Path:
+        return self.spec_path.with_name("worker.json")
 
-    def _await_keep(self) -> None:
+    def _note(self, number: int) -> Path:
+        return Path(self.spec["ready"]) / str(number)
+
+    def _tell_workers(self) -> None:
+        # A worker reads who its parent is from the spec: a parent that dies before the worker is up would leave it with
+        # nobody to ask. Replaced, since a worker may be reading it.
+        new = self._workers_spec.with_name(".worker.json.new")
+        new.touch(mode=0o600)
+        new.write_text(json.dumps({**self.spec, "supervisor": os.getpid()}))
+        os.replace(new, self._workers_spec)
+
+    def _forget(self, number: int, pid: int) -> None:
+        self._note(number).unlink(missing_ok=True)
+        # What a dead worker had waiting or in flight is no more; what it counted stays.
+        for gauge in Path(self.spec["metrics"]).glob(f"gauge_live*_{pid}.db"):
+            gauge.unlink(missing_ok=True)
+
+    def _hear_starter(self) -> None:
+        said = b""
         with suppress(OSError):
-            self.kept = sys.stdin.readline().strip() == "keep"
-        if self.kept:
-            # What is served from now on is the committed version, not the staged one.
-            self.spec = json.loads(self.spec_path.read_text())
-            self._end_when_forgotten()
+            said = os.read(STDIN, 64)
+        if said.strip() != b"keep":  # it is gone, or changed its mind
+            self.ending = True
             return
-        os.kill(os.getpid(), signal.SIGTERM)
+        self.kept = True
+        # What is served from now on is the committed version, not the staged one.
+        self.spec = json.loads(self.spec_path.read_text())
+        self._tell_workers()
+        self.workers += [Worker(number) for number in range(2, self.spec["options"]["workers"] + 1)]
 
-    def _end_when_forgotten(self) -> None:
+    def _look_for_state(self) -> None:
         # Without its state file nobody could find this deployment, or end it.
-        state, missing = Path(self.spec["state"]), 0
-        while missing < FORGOTTEN and not self.ending.wait(1):
-            missing = 0 if state.exists() else missing + 1
-        if missing == FORGOTTEN:
-            print(f"{state} is gone; so nobody owns this deployment, and it ends", flush=True)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self.ending.set()
-        worker = self.worker
-        if worker is not None and worker.poll() is None:
-            worker.terminate()
-
-    def _end_worker(self) -> None:
-        worker = self.worker
-        if worker is None:
+        state, now = Path(self.spec["state"]), time.monotonic()
+        if state.exists():
+            self.missing_since = None
             return
-        if worker.poll() is None:
-            worker.terminate()
-        try:
-            worker.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            worker.kill()
-            worker.wait()
+        self.missing_since = self.missing_since or now
+        if now - self.missing_since >= FORGOTTEN:
+            _say(f"{state} is gone; so nobody owns this deployment, and it ends")
+            self.ending = True
+
+    def _end_workers(self) -> None:
+        living = [worker.process for worker in self.workers if worker.process is not None]
+        for process in living:
+            process.terminate()
+        deadline = time.monotonic() + GRACE
+        for process in living:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # a full disk
+        print(text, flush=True)
 
 
 if __name__ == "__main__":

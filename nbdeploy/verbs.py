@@ -25,7 +25,9 @@ class Kind(Enum):
     FILE = "file"
     WHOLE = "whole number"
     NUMBER = "number"
+    SIZE = "size"
     FLAG = "flag"
+    OFF = "flag that switches off"
     PAIR = "KEY=VALUE"
     LIST = "value"
 
@@ -90,27 +92,49 @@ TARGET = Argument("--target", "the true outcomes: a variable or file, or a colum
 VERSION = Argument("version", "for example v2; by default the live one", Kind.VERSION, optional=True)
 OPTIONS = (
     Argument("--format", "how to store it, where there is a choice: skops"),
-    Argument("--private", "a column that is never logged and never shown; repeatable", Kind.LIST),
+    Argument("--private", "a column that is never shown and never logged, or with =hash as hashes; repeatable", Kind.LIST),
     Argument("--metric", "a metric that you measured; repeatable", Kind.PAIR, "metrics"),
     Argument("--requirement", "a line for pip, beside what the rehearsal finds; repeatable", Kind.LIST, "requirements"),
     Argument("--clean-env", "rehearse once more in an environment of nothing but its requirements", Kind.FLAG),
     Argument("--unbatched", "each request in a model call of its own: rows depend on those asked with them", Kind.FLAG),
     Argument("--tolerance", "how far predictions may differ in a fresh process, relatively (1e-9)", Kind.NUMBER),
 )
-PORT = Argument("--port", "on 127.0.0.1; by default the former one, or a free one", Kind.WHOLE)
+SERVING = (
+    Argument("--port", "by default the former one, or a free one", Kind.WHOLE),
+    Argument("--host", "the address to listen on (127.0.0.1); any but loopback needs a token"),
+    Argument("--workers", "processes that answer (1)", Kind.WHOLE),
+    Argument("--token", "requests need a token, also on loopback; status names its file", Kind.FLAG),
+    Argument("--no-token", "they need none, though one is there; on loopback only", Kind.OFF, "token"),
+    Argument("--token-file", "a file of yours with the token, which nobody else may read; else one is made", Kind.FILE),
+    Argument("--tls-cert", "a certificate with its chain, PEM: the service speaks HTTPS", Kind.FILE),
+    Argument("--tls-key", "the key of the certificate, PEM, without a password", Kind.FILE),
+    Argument("--allowed-host", "a name that callers may use, beside loopback's and the host's; repeatable; * for any",
+             Kind.LIST, "allowed_hosts"),
+    Argument("--origin", "a web page that may call, for example https://app.example.com; repeatable; * for any",
+             Kind.LIST, "origins"),
+    Argument("--log-required", "refuse to answer what cannot be logged", Kind.FLAG),
+    Argument("--log-days", "how long the log is kept (90)", Kind.NUMBER),
+    Argument("--log-bytes", "how large the log may grow (10GB)", Kind.SIZE),
+    Argument("--max-body", "the largest request (64MiB)", Kind.SIZE),
+    Argument("--timeout", "seconds that one request may take in all (60)", Kind.NUMBER),
+    Argument("--access-log", "one JSON line per request in the service's log", Kind.FLAG),
+    Argument("--bentoml-middleware", "BentoML's own tracing, metrics and access log too", Kind.FLAG),
+)  # fmt: skip
 SINCE = Argument("--since", "how long ago (30m, 24h, 7d) or a moment (2026-01-31T08:00, UTC)")
 UNTIL = Argument("--until", "the end of the window, as --since")
 
 VERBS: dict[str, Verb] = {
     verb.name: verb
     for verb in (
-        Verb("deploy", "save a model and serve it", (MODEL, NEW_NAME, DATA, TARGET, *OPTIONS, PORT),
+        Verb("deploy", "save a model and serve it", (MODEL, NEW_NAME, DATA, TARGET, *OPTIONS, *SERVING),
              "deploy model --name flight-delay --data X_train --target y_train"),
         Verb("save", "save a model as the next version, after a rehearsal in a fresh process",
              (MODEL, NEW_NAME, DATA, TARGET, *OPTIONS), "save model --name flight-delay --data X_train --target y_train"),
-        Verb("serve", "start the service of a saved model", (NAME, VERSION, PORT), "serve flight-delay"),
+        Verb("serve", "start the service of a saved model", (NAME, VERSION, *SERVING), "serve flight-delay"),
         Verb("predict", "ask a running service",
              (NAME, Argument("data", "the rows: a variable, or a .parquet or .csv file", Kind.FRAME, "X", required=True),
+              Argument("--url", "of a service elsewhere"),
+              Argument("--token-file", "a file with the token that it wants", Kind.FILE),
               Argument("--proba", "add the probabilities of the classes", Kind.FLAG)), "predict flight-delay X_new"),
         Verb("validate", "run a gate notebook against the running service",
              (NAME, VERSION,
@@ -129,6 +153,9 @@ VERBS: dict[str, Verb] = {
              succeeded=lambda result, values: not (values.get("fail_on_drift") and result.drifted)),
         Verb("predictions", "what was asked and answered, oldest first", (NAME, SINCE, UNTIL),
              "predictions flight-delay --since 1h"),
+        Verb("label", "keep what turned out to be true of what was predicted",
+             (NAME, Argument("labels", "a series by prediction id, or a frame with prediction_id and label; in a shell a "
+                             ".parquet or .csv file", Kind.FRAME, required=True)), "label flight-delay labels"),
         Verb("status", "what runs and what is saved",
              (Argument("name", "one deployment; by default all", Kind.DEPLOYMENT, optional=True),), "status"),
         Verb("versions", "the saved versions, newest first", (NAME,), "versions flight-delay"),
@@ -257,16 +284,16 @@ def _parser(verb: Verb, prog: str) -> argparse.ArgumentParser:
     )  # fmt: skip
     for argument in verb.arguments:
         options: dict[str, Any] = {"help": argument.help}
-        if argument.kind is Kind.FLAG:
+        if argument.kind in (Kind.FLAG, Kind.OFF):
             options["action"] = "store_const"
-            options["const"] = True
+            options["const"] = argument.kind is Kind.FLAG
         elif argument.kind is Kind.PAIR:
             options |= {"action": "append", "metavar": argument.kind.value}
         elif argument.kind is Kind.LIST:
             options |= {"action": "append", "metavar": argument.kind.value.upper()}
-        elif argument.kind in (Kind.WHOLE, Kind.NUMBER):
+        elif argument.kind in (Kind.WHOLE, Kind.NUMBER, Kind.SIZE):
             options["type"] = _number(argument.kind)
-            options["metavar"] = "N"
+            options["metavar"] = "SIZE" if argument.kind is Kind.SIZE else "N"
         elif not argument.positional:
             options["metavar"] = argument.kind.value.upper()
         if argument.positional:
@@ -284,12 +311,25 @@ def _parser(verb: Verb, prog: str) -> argparse.ArgumentParser:
 def _number(kind: Kind) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
+            if kind is Kind.SIZE:
+                return _bytes(text)
             return int(text) if kind is Kind.WHOLE else float(text)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             msg = f"{text!r} is not a {kind.value}"
             raise argparse.ArgumentTypeError(msg) from error
 
     return read
+
+
+def _bytes(text: str) -> int:
+    """``10GB``, ``64MiB`` or a number of bytes."""
+    units = {"": 1, **{f"{letter}b": 1000**power for power, letter in enumerate(" kmgt") if power}}
+    units |= {f"{letter}ib": 1024**power for power, letter in enumerate(" kmgt") if power}
+    number = text.rstrip("kmgtibKMGTIB")
+    unit = text[len(number) :].lower()
+    if unit not in units:
+        raise ValueError(text)
+    return int(float(number) * units[unit])
 
 
 def _labels(X: Any, text: str, resolver: Callable[[Kind, str], Any]) -> tuple[Any, Any]:

@@ -16,6 +16,7 @@ from nbdeploy import (
     bento,
     client,
     deployment,
+    label_log,
     model_store,
     notebook_source,
     prediction_log,
@@ -29,14 +30,22 @@ from nbdeploy.artifact import REQUIREMENTS, WHEELS, Options
 from nbdeploy.deployment import Deployment
 from nbdeploy.errors import DriftError, GateError, InputError, NbdeployError, NotFound
 from nbdeploy.home import check_name, folder, lock, reports_folder, template, write_atomic
+from nbdeploy.label_log import Labelled
 from nbdeploy.model_store import ModelVersion, Staged
 from nbdeploy.progress import Step, steps
 from nbdeploy.requirements import Requirement, pinned
+from nbdeploy.serve_options import ServeOptions, with_serve_options
 from nbdeploy.signature import Signature
 
 if TYPE_CHECKING:
+    import os
+
+    import httpx
+
     from nbdeploy.drift_result import DriftReport
+    from nbdeploy.embedding import LocalModel
     from nbdeploy.gate import GateResult, GateRun
+    from nbdeploy.http_app import HttpApp
     from nbdeploy.model_card import Card
 
 
@@ -47,7 +56,7 @@ def save(
     y: Any = None,
     *,
     format: str | None = None,  # noqa: A002  what the shell's --format is called
-    private: Sequence[str] = (),
+    private: Sequence[str] | Mapping[str, str] = (),
     metrics: Mapping[str, Any] | None = None,
     requirements: Sequence[str] = (),
     clean_env: bool = False,
@@ -72,8 +81,10 @@ def save(
         The true outcomes of the same rows; stored for the sample, and what a gate measures quality on.
     format : str, optional
         How to store it, where there is a choice: ``"skops"`` stores a scikit-learn model without pickle.
-    private : list of str
-        Columns whose values are never logged and never shown. The stored sample holds them.
+    private : list of str, or mapping
+        Columns whose values are never logged and never shown. The stored sample holds them. As a mapping it says what
+        the log holds of each: nothing (``"drop"``, which is what a list says), or a keyed hash of each value
+        (``"hash"``), so that equal ones can be told: ``{"ssn": "hash", "name": "drop"}``.
     metrics : mapping, optional
         What you measured, by name: ``{"auc": 0.83}``. Kept with the version, and on its card.
     requirements : list of str
@@ -104,7 +115,10 @@ def save(
     return version
 
 
-def serve(name: str, version: str | None = None, *, port: int | None = None, progress: bool = True) -> Deployment:
+@with_serve_options
+def serve(
+    name: str, version: str | None = None, *, port: int | None = None, progress: bool = True, **options: Any
+) -> Deployment:
     """Start the service of `name` on this machine, detached; or return it where it runs already.
 
     Parameters
@@ -112,23 +126,29 @@ def serve(name: str, version: str | None = None, *, port: int | None = None, pro
     version : str, optional
         ``"v2"``; by default the live one, at first the newest.
     port : int, optional
-        On 127.0.0.1; by default the one that it had, or a free one.
+        By default the one that it had, or a free one.
+    **options
+        See `nbdeploy.serve_options.ServeOptions`.
 
     Raises
     ------
     NotFound, PortBusy, ServiceError, SaveError
+    InputError
+        An option makes no sense.
     """
     check_name(name)
+    chosen = ServeOptions.chosen(options)
     with lock("serve", name):
         wanted = model_store.get(name, version or _live(name))
         if (running := deployment.find(name)) is not None:
             if version not in (None, running.version) or (port is not None and port != running.port):
                 msg = f"{name!r} is running already: {running.version} on port {running.port}"
                 raise NbdeployError(msg, f"Stop it first: %deploy stop {name}.")
+            _refuse_other_options(running, options)
             return running
         with (
             steps("serve", ["start"], progress) as step,
-            deployment.launch(wanted, port=port, on_wait=step) as probation,
+            deployment.launch(wanted, port=port, options=chosen, on_wait=step) as probation,
         ):
             routing.go_live(name, wanted.version, "served")
             started = probation.keep(wanted)
@@ -136,6 +156,7 @@ def serve(name: str, version: str | None = None, *, port: int | None = None, pro
     return started
 
 
+@with_serve_options
 def deploy(
     model: Any,
     name: str,
@@ -144,50 +165,63 @@ def deploy(
     *,
     port: int | None = None,
     format: str | None = None,  # noqa: A002  what the shell's --format is called
-    private: Sequence[str] = (),
+    private: Sequence[str] | Mapping[str, str] = (),
     metrics: Mapping[str, Any] | None = None,
     requirements: Sequence[str] = (),
     clean_env: bool = False,
     tolerance: float = TOLERANCE,
     unbatched: bool = False,
     progress: bool = True,
+    **options: Any,
 ) -> Deployment:
     """Save a model and serve it: `save` and `serve` in one go, with one process start for both.
 
     Where `name` is live already, the new version is saved as a candidate and live traffic stays with
     the version that has it. The parameters are those of `save` and `serve`.
 
+    Parameters
+    ----------
+    port : int, optional
+        By default the one that it had, or a free one.
+    **options
+        See `nbdeploy.serve_options.ServeOptions`.
+
     Raises
     ------
     SaveError, RehearsalError, InvalidName, PortBusy, ServiceError
         Nothing is saved and nothing runs then.
+    InputError
+        An option makes no sense.
     """
     check_name(name)
-    options = Options(format, private, tolerance, metrics or {}, requirements, clean_env, unbatched)
+    chosen = ServeOptions.chosen(options)
+    saved_as = Options(format, private, tolerance, metrics or {}, requirements, clean_env, unbatched)
     with lock("serve", name):
         running = deployment.find(name)
-        if running is None and _live(name) is None:
-            return _save_and_serve(model, name, X, y, options, port=port, progress=progress)
-    if running is None:
-        deployment.check_port(name, port)
-    elif port not in (None, running.port):
-        msg = f"{name!r} is running already on port {running.port}"
-        raise NbdeployError(msg, "Leave --port out, or stop it first.")
+        if running is None:
+            deployment.check(name, port, chosen)
+            if _live(name) is None:
+                return _save_and_serve(model, name, X, y, saved_as, port=port, serve_as=chosen, progress=progress)
+    if running is not None:
+        if port not in (None, running.port):
+            msg = f"{name!r} is running already on port {running.port}"
+            raise NbdeployError(msg, "Leave --port out, or stop it first.")
+        _refuse_other_options(running, options)
     save(
         model, name, X, y, format=format, private=private, metrics=metrics, requirements=requirements,
         clean_env=clean_env, tolerance=tolerance, unbatched=unbatched, progress=progress,
     )  # fmt: skip
-    return running or serve(name, port=port, progress=progress)
+    return running or serve(name, port=port, progress=progress, **options)
 
 
 def _save_and_serve(
-    model: Any, name: str, X: Any, y: Any, options: Options, *, port: int | None, progress: bool
+    model: Any, name: str, X: Any, y: Any, options: Options, *, port: int | None, serve_as: ServeOptions, progress: bool
 ) -> Deployment:
     with steps("deploy", ["write", "start and rehearse", *_CLEAN[: options.clean_env], "commit"], progress) as step:
         step("write")
         with model_store.stage(model, name, X, y, options, on_wait=step) as staged:
             step("start and rehearse")
-            with deployment.launch(staged, port=port, on_wait=step) as probation:
+            with deployment.launch(staged, port=port, options=serve_as, on_wait=step) as probation:
                 whole = _with_requirements(staged, probation.loaded, options, step)
                 step("commit")
                 version = model_store.commit(whole)
@@ -216,8 +250,18 @@ def _with_requirements(staged: Staged, loaded: Sequence[Requirement], options: O
 _CLEAN = ("rehearse in a clean environment",)
 
 
-def predict(name: str, X: Any, *, url: str | None = None, proba: bool = False) -> pd.DataFrame:
+def predict(
+    name: str,
+    X: Any,
+    *,
+    url: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
+    proba: bool = False,
+) -> pd.DataFrame:
     """Ask a running deployment.
+
+    The token of one that runs here is found by itself. For one elsewhere it stands in `token_file`,
+    ``NBDEPLOY_TOKEN`` or ``NBDEPLOY_TOKEN_FILE``, and its certificate is verified as ``SSL_CERT_FILE`` says.
 
     Parameters
     ----------
@@ -225,6 +269,8 @@ def predict(name: str, X: Any, *, url: str | None = None, proba: bool = False) -
         Column order is free. Sent in chunks.
     url : str, optional
         Of a service elsewhere; by default the one that runs here under `name`.
+    token_file : path, optional
+        Of a file with the token that `url` wants, which nobody else may read.
     proba : bool
         Add one ``probability_<class>`` column per class.
 
@@ -239,7 +285,67 @@ def predict(name: str, X: Any, *, url: str | None = None, proba: bool = False) -
         The rows do not fit the signature; ``problems`` says where.
     NotFound, ServiceError
     """
-    return client.predict(url or deployment.get(name).url, name, X, proba=proba)
+    with connect(name, url=url, token_file=token_file) as http:
+        return client.predict(http, name, X, proba=proba)
+
+
+def connect(name: str, *, url: str | None = None, token_file: str | os.PathLike[str] | None = None) -> httpx.Client:
+    """An HTTP client for any route of a running deployment; close it, or use it in a ``with`` block.
+
+    It has the address, the token and the certificate, which are found as `predict` finds them; from inside a gate, what
+    it asks is marked as the gate's.
+
+    Raises
+    ------
+    NotFound, ServiceError
+    """
+    where = url or deployment.get(name).url
+    return client.connect(where, deployment.key_of(where, token_file))
+
+
+def load(name: str, version: str | None = None) -> LocalModel:
+    """Load a version into this process: its model, with the checks of its signature and without a service.
+
+    Its code runs here, so load only what you trust. It is loaded only as it was saved, and has to reproduce its
+    expected outputs first.
+
+    Parameters
+    ----------
+    version : str, optional
+        ``"v2"``; by default the live one, at first the newest.
+
+    Raises
+    ------
+    NotFound, SaveError, RehearsalError
+    """
+    from nbdeploy.embedding import LocalModel
+
+    return LocalModel.of(model_store.get(name, version or _live(name)))
+
+
+@with_serve_options
+def asgi(name: str, version: str | None = None, **options: Any) -> HttpApp:
+    """An ASGI application to mount in a FastAPI or Starlette of yours: the routes, checks, log and metrics of a service.
+
+    The version is loaded into this process by this call. Which hosts may be called is your server's business, unless
+    `allowed_hosts` names some; a token is asked for where `token` or `token_file` says so.
+
+    Parameters
+    ----------
+    version : str, optional
+        ``"v2"``; by default the live one, at first the newest. It stays the one that was loaded.
+    **options
+        See `nbdeploy.serve_options.ServeOptions`.
+
+    Raises
+    ------
+    NotFound, SaveError, RehearsalError
+    InputError
+        An option makes no sense: `host`, `workers`, TLS are your server's.
+    """
+    from nbdeploy import embedding
+
+    return embedding.application(model_store.get(name, version or _live(name)), options)
 
 
 def predictions(name: str, since: Any = None, until: Any = None) -> pd.DataFrame:
@@ -253,10 +359,34 @@ def predictions(name: str, since: Any = None, until: Any = None) -> pd.DataFrame
     Returns
     -------
     DataFrame
-        The inputs, then ``prediction``, ``prediction_id``, ``version`` and ``time``. Empty before the first request.
+        The inputs, then ``prediction``, ``prediction_id``, ``version``, ``time`` and ``label``. Empty before the first
+        request.
     """
     _known(name)
-    return prediction_log.read(name, _signatures(name), since, until)
+    return prediction_log.read(name, _signatures(name), since, until, label_log.read(name))
+
+
+def label(name: str, labels: Any) -> Labelled:
+    """Keep what turned out to be true of what was predicted. All is kept; of one prediction the last label counts.
+
+    The service need not run. When this returns, the labels are safely on the disk.
+
+    Parameters
+    ----------
+    labels : Series, DataFrame or mapping
+        By prediction id: a series indexed by it, or a frame with the columns ``prediction_id`` and ``label``. Missing
+        ones are left out. A label is a string of up to 1,000 characters, a number, a boolean, or a moment, which is
+        kept as its ISO 8601 text; None in a mapping takes a label back.
+
+    Raises
+    ------
+    InputError
+        One is none; nothing is kept then.
+    NotFound
+        Nothing is saved or logged under `name`.
+    """
+    _known(name)
+    return label_log.add(name, label_log.pairs(labels))
 
 
 def validate(
@@ -351,7 +481,7 @@ def drift(
         raise DriftError(msg, "Give max_rows=1 or more.")
     subject = model_store.get(name, _live(name))
     live = subject.version
-    log = predictions(name, since, until)
+    log = prediction_log.read(name, _signatures(name), since, until)
     signature = subject.signature
     version_column = prediction_log.own_column("version", signature.names)
     log = log[log[version_column] == live] if len(log) else log
@@ -361,8 +491,8 @@ def drift(
         raise DriftError(msg, f"Ask it something first: nbdeploy.predict({name!r}, X_new).")
     from nbdeploy import drift_report
 
-    # What is private is not in the log; arrays have no distribution to compare.
-    compared = [column for column in signature.logged if not column.shape]
+    # What is private is not in the log, or as hashes; arrays have no distribution to compare.
+    compared = [column for column in signature.columns if not column.private and not column.shape]
     labels = [column.label for column in compared]
     answer = prediction_log.own_column("prediction", signature.names)
     whole, expected = subject.reference, subject.expected
@@ -412,12 +542,15 @@ def status(name: str | None = None) -> pd.DataFrame:
                 "url": running.url if running else "",
                 "pid": running.pid if running else 0,
                 "since": running.since if running else "",
+                "workers": running.workers if running else 0,
                 "predictions": prediction_log.size(known),
                 "unreadable": prediction_log.unreadable(known),
                 "stale": _stale(next((v for v in saved if running and v.version == running.version), None)),
             }
         )
-    columns = ["name", "state", "version", "candidates", "stale", "url", "predictions", "since", "pid", "unreadable"]
+    columns = [
+        "name", "state", "version", "candidates", "stale", "url", "predictions", "since", "pid", "workers", "unreadable",
+    ]  # fmt: skip
     return pd.DataFrame(rows, columns=columns).set_index("name")
 
 
@@ -502,6 +635,14 @@ def delete(name: str, version: str) -> ModelVersion:
 
 
 # -- helpers ------------------------------------------------------------------------------------------------
+
+
+def _refuse_other_options(running: Deployment, options: Mapping[str, Any]) -> None:
+    # Whether there is a token may also follow from the address.
+    asked = {key: each for key, each in options.items() if key != "token" or each is not bool(running.token_file)}
+    if differing := running.options.differing(asked):
+        msg = f"{running.name!r} is running already with {', '.join(differing)}"
+        raise NbdeployError(msg, f"Stop it first: %deploy stop {running.name}.")
 
 
 def _known(name: str) -> None:

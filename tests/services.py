@@ -29,12 +29,12 @@ def own_home() -> Iterator[Path]:
 
 
 @contextmanager
-def running(model: Any, name: str, X: Any, y: Any = None) -> Iterator[Any]:
-    """A deployment that lives as long as the block."""
+def running(model: Any, name: str, X: Any, y: Any = None, **options: Any) -> Iterator[Any]:
+    """A deployment that lives as long as the block; `options` are those of `deploy`."""
     import nbdeploy
 
     with own_home() as home:
-        service = nbdeploy.deploy(model, name, X, y)
+        service = nbdeploy.deploy(model, name, X, y, **options)
         inside = dict(os.environ)
         try:
             yield service, home

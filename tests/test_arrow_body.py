@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import json
 import math
+import re
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -21,6 +23,8 @@ from nbdeploy.arrow_body import MEDIA, read, read_answers, write_answers, write_
 from nbdeploy.errors import InputError
 from nbdeploy.request_body import Unreadable
 from nbdeploy.signature import Signature, infer_columns
+
+SERVICE_PAGE = Path(__file__).parent.parent / "docs" / "service.md"
 
 FRAME = pd.DataFrame(
     {
@@ -178,7 +182,18 @@ def test_a_service_answers_a_stream_with_a_stream_and_logs_it(flight_model, flig
     table = pa.ipc.open_stream(stranger.content).read_all()
     assert table.column("prediction").to_pylist() == flight_model.predict(few).tolist()
     assert (refused.status_code, list(json.loads(refused.content))) == (400, ["error", "problems"])
+    (example,) = (
+        code for code in re.findall(r"```python\n(.*?)```", SERVICE_PAGE.read_text(), re.DOTALL) if "sink" in code
+    )
+    names = {
+        "url": service.url,
+        "table": pa.Table.from_pandas(few, preserve_index=False),
+        "pyarrow": pa,
+        "httpx": httpx,
+    }
+    exec(example, names)
+    assert len(pa.ipc.open_stream(names["answer"].content).read_pandas()) == 5
     log = nbdeploy.predictions("flights")
-    assert len(log) == 305
+    assert len(log) == 310
     pd.testing.assert_frame_equal(log[list(features.columns)].head(300), many.reset_index(drop=True))
     assert arrow_body.MEDIA == "application/vnd.apache.arrow.stream"

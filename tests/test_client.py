@@ -14,6 +14,7 @@ import pytest
 
 import nbdeploy
 from nbdeploy import arrow_body, client
+from nbdeploy.credentials import Key
 from nbdeploy.signature import Column, Output, Signature, infer_columns
 from services import running
 
@@ -52,14 +53,15 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Any:
     def stand_in(frame: pd.DataFrame, **options: Any) -> Told:
         service = Told(Signature(infer_columns(frame), outputs=(Output(dtype="int64"),)), **options)
         transport = httpx.MockTransport(service)
-        monkeypatch.setattr(client, "_connect", lambda url: httpx.Client(base_url=url, transport=transport))
+        monkeypatch.setattr(client, "connect", lambda url, _key: httpx.Client(base_url=url, transport=transport))
         return service
 
     return stand_in
 
 
 def ask(X: Any) -> pd.DataFrame:
-    return client.predict("http://told", "told", X)
+    with client.connect("http://told", Key()) as http:
+        return client.predict(http, "told", X)
 
 
 def test_a_wide_frame_is_sent_in_requests_of_few_cells(told: Any) -> None:

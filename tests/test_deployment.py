@@ -39,7 +39,7 @@ def importable(monkeypatch):
 
 
 def everyone(service):
-    return processes.family(service.pid, service.token)
+    return processes.family(service.pid, service.identity)
 
 
 def until(holds, seconds=10.0):
@@ -181,8 +181,8 @@ def test_a_recycled_pid_is_never_taken_for_ours():
     nbdeploy.stop("seven")
     home.write_json(
         home.folder("deployments") / "seven.json",
-        {**{key: getattr(service, key) for key in ("name", "version", "digest", "url", "token", "log", "since")},
-         "pid": bystander.pid, "started": processes.started(bystander.pid)},
+        {**{key: getattr(service, key) for key in ("name", "version", "digest", "url", "identity", "log", "since", "token_file")},
+         "pid": bystander.pid, "started": processes.started(bystander.pid), "options": {}},
     )  # fmt: skip
 
     with pytest.raises(nbdeploy.NotFound):

@@ -13,7 +13,9 @@ import pandas as pd
 import pytest
 
 import nbdeploy
+from nbdeploy import prediction_log
 from nbdeploy.errors import InputError, SaveError
+from nbdeploy.signature import infer_columns
 
 PRIVATE = ["tailnum", "group", "wealth", "born", "when", "vector"]
 TRAINED = "TRAINED"  # in every private text that was learned from
@@ -105,7 +107,7 @@ def test_no_private_value_is_logged_or_shown(requests, service, home, monkeypatc
 
     told = nbdeploy.predictions("flights")
     assert len(told) == requests
-    assert list(told.columns) == ["delay", "origin", "prediction", "prediction_id", "version", "time"]
+    assert list(told.columns) == ["delay", "origin", "prediction", "prediction_id", "version", "time", "label"]
     report = nbdeploy.drift("flights", html_path=tmp_path / "drift.html")
     assert not set(PRIVATE) & set(report.columns.index)
     assert nbdeploy.card("flights") is not None
@@ -115,6 +117,52 @@ def test_no_private_value_is_logged_or_shown(requests, service, home, monkeypatc
     assert {name: found for name, text in files.items() if (found := leaks(text))} == {}
     pages = {path.name: path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()}
     assert {name: found for name, text in pages.items() if (found := leaks(text))} == {}
+
+
+def test_hashed_columns_are_joinable_in_the_log_and_nowhere_told(home, monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+    monkeypatch.chdir(tmp_path)
+    hidden = {**dict.fromkeys(PRIVATE, "hash"), "wealth": "drop"}
+    service = nbdeploy.deploy(Quoting(), "flights", training(300), private=hidden, progress=False)
+    rows = asked(30)
+    for body in bodies(rows):
+        assert post(service, body).status_code == 200
+    nbdeploy.predict("flights", rows)  # as Arrow
+
+    told = nbdeploy.predictions("flights")
+    assert len(told) == 60
+    assert "wealth" not in told
+    for name, distinct in {"tailnum": 30, "group": 5, "born": 1, "when": 1, "vector": 1}.items():
+        assert told[name].str.fullmatch("[0-9a-f]{16}").all()
+        assert told[name].nunique() == distinct, name
+    report = nbdeploy.drift("flights", html_path=tmp_path / "drift.html")
+    assert not set(PRIVATE) & set(report.columns.index)
+    nbdeploy.stop("flights")
+    prediction_log.seal("flights")
+    assert len(nbdeploy.predictions("flights")) == 60
+    files = {name: text for name, text in written(home).items() if name.startswith(("predictions", "keys"))}
+    assert any(name.endswith(".parquet") for name in files)
+    assert {name: found for name, text in files.items() if (found := leaks(text))} == {}
+    assert leaks((tmp_path / "drift.html").read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("private", "said"),
+    [({"tailnum": "hide"}, "'hide'"), ({"tailnumber": "hash"}, "tailnumber"), (["tailnum=has"], "'has'")],
+)
+def test_what_is_said_of_a_private_column_is_checked(private, said):
+    with pytest.raises(SaveError, match=said):
+        nbdeploy.save(Quoting(), "flights", training(30), private=private, progress=False)
+
+
+def test_a_list_may_say_hash_and_a_name_with_an_equals_sign_is_a_name():
+    frame = training(3)[["delay", "origin"]].assign(**{"a=hash": 1.0})
+    signature = nbdeploy.Signature(infer_columns(frame)).with_private(["origin=hash", "a=hash"])
+    assert [(c.name, c.private, c.hashed) for c in signature.columns] == [
+        ("delay", False, False), ("origin", True, True), ("a=hash", True, False),
+    ]  # fmt: skip
+    assert [c.name for c in signature.logged] == ["delay", "origin"]
+    assert leaks(repr(signature.shown())) == []
 
 
 def test_no_page_shows_what_was_learned_from_a_private_column(service):

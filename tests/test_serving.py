@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 
 import nbdeploy
-from nbdeploy import artifact, prediction_log, serving
+from nbdeploy import artifact, endpoint, prediction_log, serving
+from nbdeploy.serve_options import ServeOptions
 from services import running
 
 
@@ -204,51 +205,6 @@ def test_no_row_and_an_unknown_deployment_are_one_line(service, flights):
         nbdeploy.predict("flight-dely", flights[0])
 
 
-def test_a_log_that_cannot_be_written_never_fails_a_prediction(monkeypatch, tmp_path):
-    writer = prediction_log.LogWriter("flight-delay")
-    monkeypatch.setattr(prediction_log.os, "write", _no_space)
-
-    assert writer.write("v1", "r", {"a": [1, 2]}, [1, 2]) is False
-    assert writer.dropped == 2
-
-    monkeypatch.undo()
-
-
-def _no_space(*_):
-    raise OSError(28, "No space left on device")
-
-
-def test_a_torn_last_line_is_not_read():
-    writer = prediction_log.LogWriter("torn")
-    writer.write("v1", "first", {"a": [1]}, [math.pi])
-    writer.close()
-    (segment,) = (prediction_log.folder("predictions", "torn")).glob("*.jsonl")
-    with segment.open("ab") as file:
-        file.write(b'{"time": 1, "version"')
-
-    frame = prediction_log.read("torn", lambda _version: None)
-
-    assert list(frame["prediction"]) == [math.pi]
-    assert list(frame["prediction_id"]) == ["first-0"]
-
-
-def test_a_window_of_the_log_can_be_asked_for():
-    writer = prediction_log.LogWriter("window")
-    writer.write("v1", "first", {"version": ["mine"]}, [1])
-    writer.close()
-
-    def read(since, until=None):
-        return prediction_log.read("window", lambda _version: None, since, until)
-
-    assert len(read("1h")) == 1
-    assert len(read(None, until="1h")) == 0
-    assert len(read("2999-01-01")) == 0
-    assert list(read("1d")["version"]) == ["mine"]
-    assert list(read("1d")["version_"]) == ["v1"]
-    with pytest.raises(nbdeploy.NbdeployError, match="not a time"):
-        read("yesterday-ish")
-
-
 def test_the_environment_of_a_service_asks_for_no_telemetry(service):
     import psutil
 
@@ -298,22 +254,32 @@ class Picky:
 
 
 @pytest.fixture
-def worker(tmp_path, monkeypatch):
-    """A predictor for a `Picky` model, whose column ``word`` has too many values to be categories."""
-    frame = pd.DataFrame({"x": [float(i) for i in range(300)], "word": [f"w{i}" for i in range(300)]})
-    artifact.write(tmp_path, Picky(), frame)
-    spec = tmp_path.parent / f"{tmp_path.name}-spec.json"
-    spec.write_text(json.dumps({
-        "name": "picky", "version": "v1", "path": str(tmp_path), "files": artifact.manifest(tmp_path),
-        "outcome": str(spec.with_suffix(".outcome")),
-    }))  # fmt: skip
-    monkeypatch.setenv(serving.SPEC, str(spec))
-    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+def worker_of(tmp_path, monkeypatch):
+    """``worker_of(unbatched=..., **serve_options)``: a predictor for a `Picky` model, whose words are no categories."""
 
-    class Worker(serving.Predictor):
-        app, tag = serving.application(), "picky:v1"
+    def make(*, unbatched=False, **options):
+        frame = pd.DataFrame({"x": [float(i) for i in range(300)], "word": [f"w{i}" for i in range(300)]})
+        artifact.write(tmp_path, Picky(), frame, options=artifact.Options(unbatched=unbatched))
+        spec = tmp_path.parent / f"{tmp_path.name}-spec.json"
+        spec.write_text(json.dumps({
+            "name": "picky", "version": "v1", "path": str(tmp_path), "files": artifact.manifest(tmp_path),
+            "outcome": str(spec.with_suffix(".outcome")), "address": "127.0.0.1",
+            "options": ServeOptions(allowed_hosts=["worker"], **options).to_dict(),
+        }))  # fmt: skip
+        monkeypatch.setenv(serving.SPEC, str(spec))
+        monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
 
-    return Worker
+        class Worker(serving.Predictor):
+            app, tag = serving.application(), "picky:v1"
+
+        return Worker
+
+    return make
+
+
+@pytest.fixture
+def worker(worker_of):
+    return worker_of()
 
 
 def ask(predictor, *bodies, path="/predict", method="POST", first=0.0):
@@ -352,7 +318,7 @@ def test_rows_that_the_model_cannot_take_get_422_and_a_broken_model_500(worker):
     assert response.status_code == 422
     assert [p["column"] for p in response.json()["problems"]] == ["x"]
 
-    predictor.model.model.broken = True
+    predictor.endpoint.model.model.broken = True
     for body in (rows("w1"), rows("w1", x=1e9)):
         ((response, _),) = ask(predictor, body)
         assert response.status_code == 500
@@ -401,7 +367,7 @@ def test_a_bad_request_is_refused_while_the_model_works(worker, size):
 
 def test_requests_in_flight_share_a_call_and_only_the_guilty_one_fails(worker):
     predictor = worker()
-    first = predictor.model.model.calls
+    first = predictor.endpoint.model.model.calls
 
     slow, *others = (
         response
@@ -411,19 +377,62 @@ def test_requests_in_flight_share_a_call_and_only_the_guilty_one_fails(worker):
     assert [response.status_code for response in (slow, *others)] == [200, 200, 422, 200]
     assert [response.json()["predictions"] for response in (slow, others[0], others[2])] == [[2.0], [2.0], [4.0]]
     # The slow one; the three together, which fails; each of them alone; the example, to know whose fault it was.
-    assert predictor.model.model.calls - first == 1 + 1 + 3 + 1
-    log = prediction_log.read("picky", lambda _version: predictor.signature)
+    assert predictor.endpoint.model.model.calls - first == 1 + 1 + 3 + 1
+    log = prediction_log.read("picky", lambda _version: predictor.endpoint.signature)
     assert log["word"].tolist() == ["sleep", "w1", "w2"]
 
 
 def test_twenty_requests_that_wait_are_one_call(worker):
     predictor = worker()
-    first = predictor.model.model.calls
+    first = predictor.endpoint.model.model.calls
 
     answers = ask(predictor, rows("sleep"), *(rows("w", x=float(i)) for i in range(20)), first=0.3)
 
     assert [response.json()["predictions"] for response, _ in answers[1:]] == [[2.0 * i] for i in range(20)]
-    assert predictor.model.model.calls - first == 2
+    assert predictor.endpoint.model.model.calls - first == 2
+
+
+def test_a_model_that_must_not_be_batched_gets_each_request_alone(worker_of):
+    predictor = worker_of(unbatched=True)()
+    first = predictor.endpoint.model.model.calls
+
+    answers = ask(predictor, rows("sleep"), *(rows("w", x=float(i)) for i in range(5)), first=0.3)
+
+    assert [response.json()["predictions"] for response, _ in answers[1:]] == [[2.0 * i] for i in range(5)]
+    assert predictor.endpoint.model.model.calls - first == 6
+
+
+def test_what_cannot_be_answered_in_time_is_told_at_once_to_come_back(worker_of):
+    predictor = worker_of(timeout=2.0)()
+    ask(predictor, rows("sleep"))  # now it is known that a call takes 1.5 s
+
+    answers = ask(predictor, rows("sleep"), *(rows("w") for _ in range(5)), first=0.2)
+
+    begun, shed = answers[0][1], [(response, when) for response, when in answers[1:] if response.status_code == 503]
+    assert len(shed) == 4  # the first to wait is let in
+    assert all(int(response.headers["retry-after"]) >= 1 and when < begun for response, when in shed)
+    assert "overloaded" in shed[0][0].json()["error"]
+
+
+def test_a_request_that_takes_too_long_is_given_up(worker_of):
+    predictor = worker_of(timeout=0.5)()
+
+    ((response, _),) = ask(predictor, rows("sleep"))
+
+    assert (response.status_code, response.json()["error"]) == (504, "no answer within 0.5 s")
+    ((after, _),) = ask(predictor, rows("w"))
+    assert after.status_code in (200, 504)  # the model is still busy
+
+
+def test_metrics_tell_batches_and_what_waits(worker):
+    predictor = worker()
+    ask(predictor, rows("sleep"), *(rows("w") for _ in range(4)), first=0.3)
+
+    ((response, _),) = ask(predictor, b"", path="/metrics", method="GET")
+
+    assert 'nbdeploy_batch_requests_bucket{le="4.0",version="v1"} 2.0' in response.text
+    assert 'nbdeploy_waiting_rows{version="v1"} 0.0' in response.text
+    assert 'nbdeploy_rows_total{version="v1"} 5.0' in response.text
 
 
 def test_every_refusal_is_json_with_problems(worker):
@@ -451,14 +460,14 @@ def test_unknown_routes_of_a_deployment_are_json_and_bentomls_own_stay(http):
 
 def test_probabilities_that_cannot_be_given_are_refused_before_the_model_runs(worker):
     predictor = worker()
-    before = predictor.model.model.calls
+    before = predictor.endpoint.model.model.calls
 
     for value, got in [("maybe", "proba=maybe"), ("true", "proba=true")]:
         ((response, _),) = ask(predictor, rows("w1"), path=f"/predict?proba={value}")
         assert response.status_code == 422
         assert [p["got"] for p in response.json()["problems"]] == [got]
 
-    assert predictor.model.model.calls == before
+    assert predictor.endpoint.model.model.calls == before
 
 
 DOUBLED = {
@@ -492,11 +501,11 @@ def test_any_text_is_served(worker, word):
 
 
 def test_whatever_stops_a_worker_is_told_to_its_starter(worker, monkeypatch):
-    def unexpected(_name):
+    def unexpected(*_, **__):
         msg = "no log\ntoday"
         raise ZeroDivisionError(msg)
 
-    monkeypatch.setattr(prediction_log, "LogWriter", unexpected)
+    monkeypatch.setattr(endpoint, "LogWriter", unexpected)
     with pytest.raises(ZeroDivisionError):
         worker()
 
@@ -505,3 +514,15 @@ def test_whatever_stops_a_worker_is_told_to_its_starter(worker, monkeypatch):
     assert type(error).__name__ == "RehearsalError"
     assert str(error).startswith("the service cannot start: ZeroDivisionError: no log today")
     assert "Traceback" in error.details
+
+
+def test_requests_pass_bentomls_own_middleware_where_it_is_asked_for(flight_model, flights):
+    service = nbdeploy.deploy(flight_model, "observed", *flights, bentoml_middleware=True, progress=False)
+
+    nbdeploy.predict("observed", flights[0].head(1))
+
+    page = httpx.get(f"{service.url}/metrics").text
+    assert "bentoml_service_request_total" in page
+    assert 'nbdeploy_rows_total{version="v1"} 1.0' in page
+    assert "method=POST,path=/predict" in nbdeploy.logs("observed")
+    nbdeploy.stop("observed")

@@ -1,0 +1,30 @@
+-- One body per line of the first argument's file, one after another; the second argument is its media type.
+-- Prints one JSON object: what went well, what did not, and latencies in microseconds.
+local threads = {}
+function setup(thread) table.insert(threads, thread) end
+
+function init(arguments)
+  requests, at, bad = {}, 0, 0
+  for line in io.lines(arguments[1]) do
+    requests[#requests + 1] = wrk.format("POST", nil, { ["Content-Type"] = arguments[2] }, line)
+  end
+end
+
+function request()
+  at = at % #requests + 1
+  return requests[at]
+end
+
+function response(status)
+  if status < 200 or status > 299 then bad = bad + 1 end
+end
+
+function done(summary, latency)
+  local refused = 0
+  for _, thread in ipairs(threads) do refused = refused + thread:get("bad") end
+  local e = summary.errors
+  io.write(string.format(
+    '\nRESULT {"requests": %d, "seconds": %.6f, "bad": %d, "p50": %d, "p99": %d, "max": %d}\n',
+    summary.requests, summary.duration / 1e6, refused + e.connect + e.read + e.write + e.timeout,
+    latency:percentile(50), latency:percentile(99), latency.max))
+end

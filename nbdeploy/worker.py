@@ -1,0 +1,196 @@
+"""One worker of a deployment: BentoML's service, with our application in front of BentoML's middleware.
+
+Run by the supervisor as ``python -m nbdeploy.worker SERVICE --fd N --worker-id I``. It does what BentoML's own worker
+does (its ``_bentoml_impl.worker.service``): load the service, make its application, run it by uvicorn. But a request
+meets our application first, and not four layers of middleware; what nobody asked for costs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import resource
+import socket
+from pathlib import Path
+from typing import Any
+
+from uvicorn import Config, Server
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from nbdeploy.home import read_json
+from nbdeploy.http_app import HttpApp
+from nbdeploy.serve_options import MIDDLEWARE, READY, SPEC, ServeOptions
+
+HEAD_BYTES, HEADERS = 64 << 10, 100
+HEAD_SECONDS = 10.0  # from the connection, or the first byte of a request, to the end of its headers
+KEEP_ALIVE = 65  # seconds between requests of one connection
+# Seconds to go on reading a body that was refused: closed at once, the connection would be reset under the refusal.
+LINGER = 5.0
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP with limits on what comes before a body, where uvicorn has none."""
+
+    _head = 0
+    _timer: asyncio.TimerHandle | None = None
+    _lingering: asyncio.TimerHandle | None = None
+    _reading_head = True
+    _refused = False  # before there was a request; nothing more is read
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_is_there()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._reading_head:
+            self._head += len(data)
+        super().data_received(data)
+        # More than one request's head may be in `data`, and a part of a body: both are small.
+        if self._reading_head and self._head > HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(431, f"the headers are larger than {HEAD_BYTES >> 10} KiB")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if not self._reading_head:  # another request on a connection that is kept
+            self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._head_is_there()
+        if len(self.headers) > HEADERS:
+            self._refuse(431, f"there are more than {HEADERS} headers")
+            return
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self._refused:
+            return
+        if self.cycle.response_complete and self._lingering is None:
+            self._lingering = self.loop.call_later(LINGER, self.transport.close)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
+        if not self._refused:
+            super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's words
+        self._refuse(400, "this is no HTTP request")
+
+    def _await_head(self) -> None:
+        self._reading_head, self._head = True, 0
+        self._timer = self.loop.call_later(HEAD_SECONDS, self._is_slow)
+
+    def _head_is_there(self) -> None:
+        self._reading_head = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _is_slow(self) -> None:
+        if self._head:
+            self._refuse(408, f"the headers did not arrive within {HEAD_SECONDS:g} s")
+        else:
+            self.transport.close()
+
+    def _refuse(self, status: int, error: str) -> None:
+        self._head_is_there()
+        self._refused = True
+        if self.transport.is_closing():
+            return
+        body = json.dumps({"error": error, "problems": []}).encode()
+        words = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}[status]
+        head = f"HTTP/1.1 {status} {words}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
+
+
+class _Server(Server):
+    """uvicorn's server, which says when it answers, and closes the application after the last answer."""
+
+    def __init__(self, config: Config, front: HttpApp) -> None:
+        super().__init__(config)
+        self.front = front
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        self.front.close()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            # What is loaded now stays: the collector need not look at it again, in the middle of a request.
+            gc.collect()
+            gc.freeze()
+            if note := os.environ.get(READY):
+                Path(note).touch(mode=0o600)  # noqa: ASYNC240  before the first request
+
+
+def main() -> None:
+    """Serve until SIGTERM; requests in flight are answered."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("service")
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--worker-id", type=int, default=1)
+    parser.add_argument("--timeout-graceful-shutdown", type=int, default=30)
+    given = parser.parse_args()
+    options = ServeOptions.from_dict((read_json(Path(os.environ[SPEC])) or {})["options"])
+    if options.bentoml_middleware:
+        os.environ[MIDDLEWARE] = "1"  # read by nbdeploy.serving, which the service file imports
+    _allow_connections()
+    app, front = _application(given.service, given.worker_id, through_bentoml=options.bentoml_middleware)
+    tls: dict[str, Any] = {}
+    if options.tls_cert:
+        tls = {"ssl_certfile": options.tls_cert, "ssl_keyfile": options.tls_key}
+    config = Config(
+        app, http=Protocol, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
+        timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=given.timeout_graceful_shutdown, backlog=2048, **tls,
+    )  # fmt: skip
+    _Server(config, front).run(sockets=[socket.socket(fileno=given.fd)])
+
+
+def _application(identifier: str, worker: int, *, through_bentoml: bool) -> tuple[Any, HttpApp]:
+    from _bentoml_impl.loader import load
+    from bentoml._internal.context import server_context
+    from bentoml._internal.log import configure_server_logging
+
+    configure_server_logging()
+    server_context.worker_index = worker
+    service = load(identifier, standalone_load=True)
+    server_context.service_type = "entry_service"
+    server_context.service_name = service.name
+    server_context.service_routes = []
+    bento = service.bento
+    server_context.bento_name = service.name if bento is None else bento.tag.name
+    server_context.bento_version = "not available" if bento is None else bento.tag.version or "not available"
+    whole = service.to_asgi(is_main=True)
+    front: HttpApp = service.inner.app
+    front.lifespan = whole  # BentoML makes the service's instance, which opens the front
+    if not through_bentoml:
+        return front, front
+
+    async def observed(scope: Any, receive: Any, send: Any) -> None:
+        ours = scope["type"] == "http" and scope["path"] == "/metrics"  # BentoML's would hide it, and it has BentoML's
+        await (front if ours else whole)(scope, receive, send)
+
+    return observed, front
+
+
+def _allow_connections() -> None:
+    # A thousand idle connections must not keep the next one out.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""The numbers of a deployment's workers: each has a file of its own, and reads those of the others.
+
+A file is replaced whole, so a reader sees old or new numbers. A disk that refuses keeps the old ones there; a worker's
+own are always right in its own answers.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from nbdeploy import processes
+
+INTERVAL = 0.25  # seconds between two writes
+ENDED = "ended.json"
+MAX_ENDED = 1_000  # names of files that are counted in ENDED already, and may still be there
+
+# By metric, by labels: a number, or a histogram's counts and its sum.
+Numbers = dict[str, dict[tuple[str, ...], list[float]]]
+
+
+def add(found: dict[tuple[str, ...], list[float]], key: tuple[str, ...], numbers: Sequence[float]) -> None:
+    """Add `numbers` to those that `found` has at `key`."""
+    held = found.get(key)
+    if held is None:
+        found[key] = list(numbers)
+    elif len(held) == len(numbers):  # other buckets are of another nbdeploy, which a worker was restarted with
+        found[key] = [one + other for one, other in zip(held, numbers, strict=True)]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker's numbers as they stood when its file was written.
+
+    Attributes
+    ----------
+    began : float
+        Seconds since the epoch.
+    started : float
+        What `processes.started` says of `pid`: with it the identity of the process.
+    """
+
+    label: str
+    pid: int
+    started: float
+    began: float
+    numbers: Numbers
+    closed: bool = False
+
+    def to_bytes(self) -> bytes:
+        numbers = {name: list(found.items()) for name, found in self.numbers.items()}
+        return orjson.dumps({"label": self.label, "pid": self.pid, "started": self.started, "began": self.began,
+                             "numbers": numbers, "closed": self.closed})  # fmt: skip
+
+    @classmethod
+    def from_bytes(cls, body: bytes) -> Worker:
+        held = orjson.loads(body)
+        return cls(**{**held, "numbers": _parsed(held["numbers"])})
+
+    @property
+    def alive(self) -> bool:
+        return not self.closed and self.started > 0 and abs(processes.started(self.pid) - self.started) < 0.05
+
+
+class Share:
+    """The file of this worker, and what all files together say.
+
+    Parameters
+    ----------
+    folder : Path or None
+        Without one there are no files, and no other worker.
+    label : str
+        What this worker is called in its metrics.
+    numbers : callable
+        What it has counted so far.
+    """
+
+    def __init__(self, folder: Path | None, label: str, numbers: Callable[[], Numbers]) -> None:
+        self._folder, self._label, self._numbers = folder, label, numbers
+        self._began, self._started = time.time(), processes.started(os.getpid())
+        self._ending = threading.Event()
+        self._written = b""
+        self._path = folder / f"worker-{os.getpid()}-{secrets.token_hex(4)}.json" if folder is not None else None
+        self._writer: threading.Thread | None = None
+        if folder is not None:
+            with suppress(OSError):
+                _fold(folder)
+            self._write()
+            self._writer = threading.Thread(target=self._keep_writing, name="metrics", daemon=True)
+            self._writer.start()
+
+    def counted(self) -> Numbers:
+        """What every worker has counted, those that ended too."""
+        whole: Numbers = {}
+        others, ended = self._others()
+        for numbers in (ended, self._own().numbers, *(other.numbers for other in others)):
+            for name, found in numbers.items():
+                sums = whole.setdefault(name, {})
+                for key, one in found.items():
+                    add(sums, key, one)
+        return whole
+
+    def living(self) -> list[Worker]:
+        """The workers that answer now, the eldest first."""
+        own = [] if self._ending.is_set() else [self._own()]
+        return sorted([*(each for each in self._others()[0] if each.alive), *own], key=lambda one: one.began)
+
+    def close(self) -> None:
+        """Write the numbers for the last time."""
+        self._ending.set()
+        if self._writer is not None:
+            self._writer.join(2)
+        self._write()
+
+    def _own(self) -> Worker:
+        return Worker(
+            self._label, os.getpid(), self._started, self._began, self._numbers(), closed=self._ending.is_set()
+        )
+
+    def _keep_writing(self) -> None:
+        while not self._ending.wait(INTERVAL):
+            self._write()
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        body = self._own().to_bytes()
+        if body == self._written:
+            return
+        with suppress(OSError):  # a full disk, or a folder that is gone: nobody else sees the newest numbers
+            _replace(self._path, body)
+            self._written = body
+
+    def _others(self) -> tuple[list[Worker], Numbers]:
+        if self._folder is None:
+            return [], {}
+        found = [(path.name, worker) for path, worker in _workers(self._folder) if path != self._path]
+        # Read last: a file that was folded into it meanwhile is named in it.
+        folded, ended = _read_ended(self._folder)
+        return [worker for name, worker in found if name not in folded], ended
+
+
+def gauges_of(living: Sequence[Worker]) -> Numbers:
+    """The sums of what the living workers have now, and what each of their processes uses."""
+    whole: Numbers = {}
+    for worker in living:
+        for name, found in worker.numbers.items():
+            for key, one in found.items():
+                add(whole.setdefault(name, {}), key, one)
+        for version in {key[0] for key in worker.numbers["nbdeploy_workers"]}:
+            for name, value in _usage(worker):
+                whole.setdefault(name, {})[version, worker.label] = [value]
+    for key in whole.get("nbdeploy_info", {}):
+        whole["nbdeploy_info"][key] = [1]
+    return whole
+
+
+def _usage(worker: Worker) -> Iterator[tuple[str, float]]:
+    import psutil
+
+    yield "nbdeploy_worker_start_time_seconds", worker.began
+    with suppress(psutil.Error):
+        process = psutil.Process(worker.pid)
+        with process.oneshot():
+            times = process.cpu_times()
+            yield "nbdeploy_worker_resident_memory_bytes", process.memory_info().rss
+            yield "nbdeploy_worker_cpu_seconds", times.user + times.system
+            yield "nbdeploy_worker_open_fds", process.num_fds()
+
+
+def _fold(folder: Path) -> None:
+    """Sum the files of workers that ended into one, so that a service that restarts often does not collect them."""
+    with _lock(folder):
+        folded, ended = _read_ended(folder)
+        gone = [(path, worker) for path, worker in _workers(folder) if not worker.alive]
+        for path, worker in gone:
+            if path.name not in folded:
+                for name, found in worker.numbers.items():
+                    for key, one in found.items():
+                        add(ended.setdefault(name, {}), key, one)
+        if gone:
+            names = [*folded, *(path.name for path, _ in gone if path.name not in folded)]
+            numbers = {name: list(found.items()) for name, found in ended.items()}
+            _replace(folder / ENDED, orjson.dumps({"folded": names[-MAX_ENDED:], "numbers": numbers}))
+        for path, _ in gone:
+            path.unlink(missing_ok=True)
+            _temporary(path).unlink(missing_ok=True)
+
+
+def _workers(folder: Path) -> list[tuple[Path, Worker]]:
+    found = []
+    for path in sorted(folder.glob("worker-*.json")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found.append((path, Worker.from_bytes(path.read_bytes())))
+    return found
+
+
+def _read_ended(folder: Path) -> tuple[list[str], Numbers]:
+    try:
+        held = orjson.loads((folder / ENDED).read_bytes())
+        return held["folded"], _parsed(held["numbers"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return [], {}
+
+
+def _parsed(numbers: Mapping[str, Any]) -> Numbers:
+    return {name: {tuple(key): one for key, one in found} for name, found in numbers.items()}
+
+
+def _replace(path: Path, body: bytes) -> None:
+    # Not synced, as home.write_atomic does: after a power cut nobody has counted anything.
+    temporary = _temporary(path)
+    try:
+        descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+        try:
+            if os.write(descriptor, body) != len(body):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")  # each file has one writer
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
