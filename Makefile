@@ -72,8 +72,9 @@ chromium:
 	    exit 1; \
 	fi
 
-# The crash tests kill a process at each of its system calls.
+# The crash tests kill a process at each of its system calls, the log's move the clock.
 strace:
-	@if [ "$$(uname)" = Linux ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v strace >/dev/null; then \
-	    export DEBIAN_FRONTEND=noninteractive; apt-get update -qq >/dev/null; \
-	    apt-get install -y -qq --no-install-recommends strace >/dev/null; fi
+	@for name in strace faketime; do \
+	    if [ "$$(uname)" = Linux ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v $$name >/dev/null; then \
+	        export DEBIAN_FRONTEND=noninteractive; apt-get update -qq >/dev/null; \
+	        apt-get install -y -qq --no-install-recommends $$name >/dev/null; fi; done

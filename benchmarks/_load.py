@@ -16,9 +16,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SCRIPT = Path(__file__).with_name("serving_peers") / "rotate.lua"
 JSON = "application/json"
@@ -41,7 +44,8 @@ def python_of(venv: str) -> str:
     python, made = place / "bin" / "python", place / "made-of"
     if not made.is_file() or made.read_text() != digest:
         if sys.version_info < (3, 11):
-            raise SystemExit("The pinned versions of the peers need Python 3.11 or later.")
+            msg = "The pinned versions of the peers need Python 3.11 or later."
+            raise SystemExit(msg)
         print(f"installing {venv} into {place}, once", file=sys.stderr, flush=True)
         shutil.rmtree(place, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
@@ -100,6 +104,15 @@ class Server:
         times = [each.cpu_times() for each in self.processes if each.is_running()]
         return sum(each.user + each.system for each in times)
 
+    def settle(self, seconds: float = 10) -> None:
+        """Return when it has nothing to do any more: it goes on with what its clients asked before they left."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            used = self.cpu_seconds()
+            time.sleep(0.1)
+            if self.cpu_seconds() - used <= 0.01:
+                return
+
     def end(self) -> None:
         """End every process of it: the first one politely, and after 5 seconds all by SIGKILL."""
         for each in list(self.processes):
@@ -139,9 +152,11 @@ def serving(
         server.adopt(process.pid)
         while not answers(port, ready):
             if (process.poll() or 0) or (process.poll() == 0 and not detached):
-                raise Failed(f"{' '.join(command)} ended: {server.log.read_text(errors='replace')[-1500:]}")
+                msg = f"{' '.join(command)} ended: {server.log.read_text(errors='replace')[-1500:]}"
+                raise Failed(msg)
             if time.perf_counter() - begun > START_SECONDS:
-                raise Failed(f"{' '.join(command)} is not ready: {server.log.read_text(errors='replace')[-1500:]}")
+                msg = f"{' '.join(command)} is not ready: {server.log.read_text(errors='replace')[-1500:]}"
+                raise Failed(msg)
             time.sleep(0.005)
         server.seconds = time.perf_counter() - begun
         if detached:
@@ -170,25 +185,27 @@ def answers(port: int, path: str) -> bool:
         connection.close()
 
 
-def wrk(port: int, path: str, bodies: Path, *, connections: int, seconds: float) -> dict[str, float]:
+def wrk(port: int, path: str, bodies: Path, *, connections: int, seconds: float, least: int = 1) -> dict[str, float]:
     """What `connections` clients get that ask again as soon as they are answered: requests a second, latencies in ms.
 
     Raises
     ------
     Failed
-        Anything but a 2xx came back: a run with errors is no result.
+        Anything but a 2xx came back, or fewer than `least` answers: a run with errors is no result.
     """
     if shutil.which("wrk") is None:
-        raise SystemExit("The load comes from wrk: install the package wrk (apt-get install wrk, brew install wrk).")
+        msg = "The load comes from wrk: install the package wrk (apt-get install wrk, brew install wrk)."
+        raise SystemExit(msg)
     said = subprocess.run(
         ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s", "-s", str(SCRIPT),
          f"http://127.0.0.1:{port}{path}", "--", str(bodies), JSON],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     facts = json.loads(said.rpartition("RESULT ")[2])
-    if facts["bad"] or not facts["requests"]:
-        raise Failed(f"{facts['bad']} of {facts['requests']} requests to {path} failed")
-    rate = facts["requests"] / facts["seconds"]
+    if facts["bad"] or facts["requests"] < least:
+        msg = f"{facts['bad']} of {facts['requests']} requests to {path} failed"
+        raise Failed(msg)
+    rate = facts["requests"] / max(facts["seconds"], 1e-9)
     return {
         "requests": facts["requests"],
         "rate": rate,
@@ -205,7 +222,7 @@ class Client:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self._path, self._media = path, media
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -225,7 +242,8 @@ class Client:
         answer = response.read()
         taken = time.perf_counter() - begun
         if response.status != http.HTTPStatus.OK:
-            raise Failed(f"{self._path} answered {response.status}: {answer[:500]!r}")
+            msg = f"{self._path} answered {response.status}: {answer[:500]!r}"
+            raise Failed(msg)
         return taken, answer
 
 
@@ -239,7 +257,7 @@ class Bare:
         )
         self.seconds()  # it is ready when it has answered
 
-    def __enter__(self) -> Bare:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,11 +15,9 @@ from _load import python_of
 from serving_peers import OURS, PEERS, PLAIN, Peer
 
 DOCS = Path(__file__).parent.parent / "docs"
+TIMES = "\N{MULTIPLICATION SIGN}"
 BEGIN, END = "<!-- serving.py begins -->", "<!-- serving.py ends -->"
-SHOWN = [
-    "bentoml", "fastapi", "mlflow", "mlserver", "vetiver", "uvicorn", "uvloop", "httptools", "pydantic", "scikit-learn", "numpy",
-    "pandas",
-]  # fmt: skip
+SHOWN = ["uvicorn", "uvloop", "httptools", "pydantic", "scikit-learn", "numpy", "pandas"]
 
 
 def machine() -> str:
@@ -43,7 +41,8 @@ def versions(peers: Iterable[Peer]) -> dict[str, dict[str, str]]:
         )
         all_of_it = importlib.metadata.distributions(path=site) if site else importlib.metadata.distributions()
         held = {each.metadata["Name"].lower(): each.version for each in all_of_it}
-        found[venv or OURS] = {name: held[name] for name in SHOWN if name in held}
+        wanted = [venv, *SHOWN] if venv else [OURS, PLAIN.lower(), *SHOWN]
+        found[venv or OURS] = {name: held[name] for name in wanted if name in held}
     return found
 
 
@@ -63,7 +62,8 @@ def write(results: dict[str, Any]) -> None:
     image = "![Requests a second with 32 clients, by model and server](serving.svg)"
     section = f"{BEGIN}\n{image}\n\n{markdown(results)}\n{END}"
     if BEGIN not in text:
-        raise SystemExit(f"{page} has no line {BEGIN!r} to write after.")
+        msg = f"{page} has no line {BEGIN!r} to write after."
+        raise SystemExit(msg)
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     page.write_text(before + section + after)
 
@@ -111,12 +111,12 @@ def _targets(results: dict[str, Any]) -> str:
         rows.append(memory)
     if start := results.get("start"):
         ratio = start[OURS] / start[PLAIN]
-        text = f"{ratio:.2f} × ({start[OURS]:.2f} s against {start[PLAIN]:.2f} s)"
-        rows.append(("`nbdeploy serve` to ready, against `bentoml serve`", text, "at most 0.8 ×", ratio <= 0.8))
+        text = f"{ratio:.2f} {TIMES} ({start[OURS]:.2f} s against {start[PLAIN]:.2f} s)"
+        rows.append(("`nbdeploy serve` to ready, against `bentoml serve`", text, f"at most 0.8 {TIMES}", ratio <= 0.8))
     verdict = {True: "met", False: "**not met**", None: ""}
     lines = ["| what | result | target | |", "|---|---|---|---|"]
     return "\n".join(
-        [*lines, *(f"| {what} | {got} | {target or '–'} | {verdict[met]} |" for what, got, target, met in rows)]
+        [*lines, *(f"| {what} | {got} | {target or 'none'} | {verdict[met]} |" for what, got, target, met in rows)]
     )
 
 
@@ -128,8 +128,8 @@ def _load_targets(name: str, peers: dict[str, dict[str, Any]]) -> list[tuple[str
     if others:
         best, who = max((facts["rate"], other) for other, facts in others.items())
         times = ours["rate"] / best
-        target = "at least 10 ×" if name != "linear" else ""
-        text = f"{times:.1f} × the best peer's ({ours['rate']:,.0f} against {best:,.0f}, {who})"
+        target = f"at least 10 {TIMES}" if name != "linear" else ""
+        text = f"{times:.1f} {TIMES} the best peer's ({ours['rate']:,.0f} against {best:,.0f}, {who})"
         rows.append((f"{name}: 32 clients, requests/s", text, target, times >= 10 if target else None))
         bounds = {
             "p99": ("32 clients, p99", 0.5),
@@ -138,12 +138,12 @@ def _load_targets(name: str, peers: dict[str, dict[str, Any]]) -> list[tuple[str
         }
         for key, (what, bound) in bounds.items():
             best, who = min((facts[key], other) for other, facts in others.items())
-            text = f"{ours[key] / best:.2f} × the best peer's ({ours[key]:.2f} ms against {best:.2f}, {who})"
-            rows.append((f"{name}: {what}", text, f"at most {bound:g} ×", ours[key] / best <= bound))
+            text = f"{ours[key] / best:.2f} {TIMES} the best peer's ({ours[key]:.2f} ms against {best:.2f}, {who})"
+            rows.append((f"{name}: {what}", text, f"at most {bound:g} {TIMES}", ours[key] / best <= bound))
     if "arrow" in ours:
         ratio = statistics_ratio(ours)
-        text = f"{ratio:.2f} × the bare `predict` ({ours['arrow']:.1f} ms against {ours['bare']:.1f})"
-        rows.append((f"{name}: 10,000 rows as Arrow", text, "at most 1.5 ×", ratio <= 1.5))
+        text = f"{ratio:.2f} {TIMES} the bare `predict` ({ours['arrow']:.1f} ms against {ours['bare']:.1f})"
+        rows.append((f"{name}: 10,000 rows as Arrow", text, f"at most 1.5 {TIMES}", ratio <= 1.5))
     return rows
 
 
@@ -161,10 +161,15 @@ def _memory(results: dict[str, Any]) -> tuple[str, str, str, bool | None] | None
         return None
     ratio, own = ours["resident_mb"] / plain["resident_mb"], ours["own_mb"] / plain["own_mb"]
     text = (
-        f"{ratio:.2f} × ({ours['resident_mb']:.0f} MB against {plain['resident_mb']:.0f}); "
-        f"without shared pages {own:.2f} × ({ours['own_mb']:.0f} against {plain['own_mb']:.0f})"
+        f"{ratio:.2f} {TIMES} ({ours['resident_mb']:.0f} MB against {plain['resident_mb']:.0f}); "
+        f"without shared pages {own:.2f} {TIMES} ({ours['own_mb']:.0f} against {plain['own_mb']:.0f})"
     )
-    return "pipeline: a worker's memory after the load, against plain BentoML's", text, "at most 1.2 ×", ratio <= 1.2
+    return (
+        "pipeline: a worker's memory after the load, against plain BentoML's",
+        text,
+        f"at most 1.2 {TIMES}",
+        ratio <= 1.2,
+    )
 
 
 def _how(results: dict[str, Any]) -> str:
@@ -176,13 +181,14 @@ def _how(results: dict[str, Any]) -> str:
     ]
     lines += [f"- {name}: {notes[name]}" for name in used]
     lines.append("")
-    shown = []
-    common = {"scikit-learn", "numpy", "pandas"}
-    for venv, held in results["versions"].items():
-        shown.append(f"{venv} ({', '.join(f'{k} {v}' for k, v in held.items() if k not in common)})")
-    shared = {tuple((k, v) for k, v in held.items() if k in common) for held in results["versions"].values()}
-    same = " and ".join(", ".join(f"{k} {v}" for k, v in each) for each in sorted(shared))
-    lines.append(f"Versions: {same} everywhere; {'; '.join(shown)}.")
+    held = results["versions"]
+    shared = {
+        name: version
+        for name, version in next(iter(held.values())).items()
+        if all(each.get(name) == version for each in held.values())
+    }
+    own = [f"{venv}'s has {_listed({k: v for k, v in each.items() if k not in shared})}" for venv, each in held.items()]
+    lines.append(f"Versions: {_listed(shared)} in every environment; {'; '.join(own)}.")
     failed = {
         f"{name}, {model}": facts["failed"]
         for model, peers in results["models"].items()
@@ -191,6 +197,10 @@ def _how(results: dict[str, Any]) -> str:
     }
     lines += [f"\n{who} failed: {why.splitlines()[-1]:.200}" for who, why in failed.items()]
     return "\n".join(lines)
+
+
+def _listed(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 # -- the plot -----------------------------------------------------------------------------------------------
@@ -209,7 +219,7 @@ WIDTH, LEFT, RIGHT, BAR, GAP = 760, 170, 190, 16, 7
 
 def plot(results: dict[str, Any]) -> str:
     """Bars of requests a second, one group per model; it has its own background, so it can be read on any."""
-    y, shapes = 34, [f'<text x="20" y="{y}" class="head">Requests a second, 32 clients, one row each</text>']
+    y, shapes = 34, ['<text x="20" y="34" class="head">Requests a second, 32 clients, one row each</text>']
     for name, peers in results["models"].items():
         y += 36
         shapes.append(f'<text x="20" y="{y}" class="small">{escape(results["titles"][name])}</text>')
@@ -222,7 +232,7 @@ def plot(results: dict[str, Any]) -> str:
             shapes += [
                 f'<text x="{LEFT - 10}" y="{middle}" text-anchor="end">{escape(who)}</text>',
                 f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR}" rx="2" class="{"ours" if who == OURS else "peer"}"/>',
-                f'<text x="{LEFT + length + 8:.1f}" y="{middle}">{facts["rate"]:,.0f}'
+                f'<text x="{LEFT + length + 8:.1f}" y="{middle}">{facts["rate"]:,.0f}',
                 f'<tspan class="small" dx="8">p99 {_ms(facts["p99"])} ms</tspan></text>',
             ]
             y += BAR + GAP

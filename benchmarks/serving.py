@@ -22,15 +22,16 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import _serving_models
 import _serving_report
 from _load import Bare, Client, Failed, Server, cache, free_ports, python_of, serving, wrk
-from _serving_models import CHUNK, CHUNKS, Model
+from _serving_models import CHUNKS, Model
 from serving_peers import HERE, OURS, PEERS, PLAIN, UNLOGGED, WITHOUT_LOG, Peer, rows_of
 
 MODELS = ["pipeline", "forest", "linear"]
@@ -49,7 +50,7 @@ class Asking:
     """A service of a model that runs, or is paused."""
 
     def __init__(self, model: Model, peer: Peer, server: Server, own: Path) -> None:
-        self.peer, self.model, self.server = peer, model, server
+        self.peer, self.model, self.server, self.own = peer, model, server, own
         self.path = peer.paths(model.container)[0]
         self.singles = model.bodies(peer, own)
         chunks = [model.chunk(number) for number in range(CHUNKS)]
@@ -68,19 +69,27 @@ class Asking:
             for rows, body in [*((self.model.singles[i : i + 1], each) for i, each in enumerate(lines)), (self.model.chunk(0), self.chunks[0])]:  # fmt: skip
                 values = self.peer.values(json.loads(client.ask(body)[1]))
                 if not self.model.is_right(rows, values):
-                    raise Failed(f"{self.peer.name} does not answer as the model does: {values[:3]!r:.200}")
+                    msg = f"{self.peer.name} does not answer as the model does: {values[:3]!r:.200}"
+                    raise Failed(msg)
 
     @contextmanager
     def awake(self) -> Iterator[None]:
         self.server.resume()
         try:
-            self.load(CLIENTS, WARM_SECONDS)
+            self.load(CLIENTS, WARM_SECONDS, least=0)
             yield
         finally:
             self.server.pause()
 
-    def load(self, clients: int, seconds: float) -> dict[str, float]:
-        return wrk(self.server.port, self.path, self.singles, connections=clients, seconds=seconds)
+    @property
+    def logged_bytes(self) -> int:
+        """What our log of this service holds."""
+        return sum(path.stat().st_size for path in (self.own / "home" / "predictions").rglob("*") if path.is_file())
+
+    def load(self, clients: int, seconds: float, least: int = 1) -> dict[str, float]:
+        found = wrk(self.server.port, self.path, self.singles, connections=clients, seconds=seconds, least=least)
+        self.server.settle()
+        return found
 
     def thousand(self, seconds: float) -> float:
         """Median milliseconds of a request with 1,000 rows."""
@@ -110,7 +119,8 @@ class Asking:
         with Client(self.server.port, self.path, ARROW) as client:
             said = pa.ipc.open_stream(client.ask(body)[1]).read_pandas()
             if not self.model.is_right(self.model.large, said["prediction"].tolist()):
-                raise Failed(f"{self.peer.name} does not answer an Arrow stream as the model does")
+                msg = f"{self.peer.name} does not answer an Arrow stream as the model does"
+                raise Failed(msg)
             for _ in range(TABLES):
                 asked.append(client.ask(body)[0] * 1000)
                 called.append(bare.seconds() * 1000)
@@ -154,50 +164,50 @@ def run(command: Sequence[str], env: dict[str, str], folder: Path) -> None:
 
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise Failed(f"{' '.join(command)}: {done.stderr[-1500:]}")
+        msg = f"{' '.join(command)}: {done.stderr[-1500:]}"
+        raise Failed(msg)
 
 
 def measure_load(model: Model, peers: Sequence[Peer], place: Path, rounds: int, seconds: float) -> dict[str, Any]:
     """Per peer the medians of the rounds; a peer that fails has ``failed`` instead."""
-    results: dict[str, Any] = {}
+    failed: dict[str, Any] = {}
+    taken: dict[str, list[dict[str, float]]] = {}
+
+    def tried(peer: Peer, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except Failed as error:
+            if peer.name == OURS:
+                raise
+            say(f"{model.name}: {peer.name} failed: {error}")
+            failed[peer.name] = {"failed": str(error)}
+
     with ExitStack() as stack:
-        running = []
+        running: list[Asking] = []
         for peer in peers:
             say(f"{model.name}: starting {peer.name}")
-            try:
-                running.append(start(stack, model, peer, place))
-            except Failed as error:
-                if peer.name == OURS:
-                    raise
-                say(f"{model.name}: {peer.name} failed: {error}")
-                results[peer.name] = {"failed": str(error)}
+            running += filter(None, [tried(peer, partial(start, stack, model, peer, place))])
         bare = stack.enter_context(Bare(model.folder)) if model.container == "frames" else None
-        taken: dict[str, list[dict[str, float]]] = {}
         for turn in range(rounds):
             first = turn % len(running)
             for asking in running[first:] + running[:first]:
-                if "failed" in results.get(asking.peer.name, {}):
+                name = asking.peer.name
+                if (
+                    name in failed
+                    or (facts := tried(asking.peer, partial(measure_turn, asking, seconds, bare))) is None
+                ):
                     continue
-                try:
-                    facts = measure_turn(asking, seconds, bare)
-                except Failed as error:
-                    if asking.peer.name == OURS:
-                        raise
-                    results[asking.peer.name] = {"failed": str(error)}
-                    say(f"{model.name}: {asking.peer.name} failed: {error}")
-                    continue
-                taken.setdefault(asking.peer.name, []).append(facts)
-                say(
-                    f"{model.name} {turn + 1}/{rounds}  {asking.peer.name:<20}"
-                    + "".join(f"  {k} {v:.4g}" for k, v in facts.items())
-                )
-        for asking in running:
-            if "failed" not in results.get(asking.peer.name, {}):
-                turns = taken[asking.peer.name]
-                resident, own = asking.server.memory()
-                medians = {key: statistics.median(each[key] for each in turns) for key in turns[0]}
-                results[asking.peer.name] = {**medians, "resident_mb": resident, "own_mb": own, "rounds": turns}
-    return results
+                taken.setdefault(name, []).append(facts)
+                said = "".join(f"  {key} {value:.4g}" for key, value in facts.items())
+                say(f"{model.name} {turn + 1}/{rounds}  {name:<20}{said}")
+        fine = {asking.peer.name: asking for asking in running if asking.peer.name not in failed}
+        return {**failed, **{name: _summary(taken[name], asking.server) for name, asking in fine.items()}}
+
+
+def _summary(turns: list[dict[str, float]], server: Server) -> dict[str, Any]:
+    resident, own = server.memory()
+    medians = {key: statistics.median(each[key] for each in turns) for key in turns[0]}
+    return {**medians, "resident_mb": resident, "own_mb": own, "rounds": turns}
 
 
 def measure_turn(asking: Asking, seconds: float, bare: Bare | None) -> dict[str, float]:
@@ -227,6 +237,9 @@ def measure_log(model: Model, place: Path, turns: int, seconds: float) -> dict[s
                 with asking.awake():
                     rates[asking.peer.name].append(asking.load(CLIENTS, seconds)["rate"])
             say(f"log {turn + 1}/{turns}: {rates[OURS][-1]:.0f} with, {rates[UNLOGGED][-1]:.0f} without")
+        if not both[0].logged_bytes > 100_000 > both[1].logged_bytes:
+            msg = f"the log holds {both[0].logged_bytes} bytes with it and {both[1].logged_bytes} without"
+            raise Failed(msg)
     pairs = [logged / unlogged for logged, unlogged in zip(rates[OURS], rates[UNLOGGED], strict=True)]
     return {
         "with": statistics.median(rates[OURS]),
@@ -245,7 +258,7 @@ def measure_start(model: Model, place: Path, times: int) -> dict[str, Any]:
         stack.enter_context(serving(command, port[0], "/readyz", env=saved, folder=own, detached=True))
         run([sys.executable, "-m", "nbdeploy", "stop", "flights"], saved, own)
     for turn in range(times + 1):
-        for name in seconds:
+        for name, held in seconds.items():
             ports, python = free_ports(3), python_of(WHO[name].venv)
             if name == OURS:
                 command, env = [python, "-m", "nbdeploy", "serve", "flights", "--port", str(ports[0])], saved
@@ -254,7 +267,7 @@ def measure_start(model: Model, place: Path, times: int) -> dict[str, Any]:
                 env = environment(WHO[name], model, own)
             with serving(command, ports[0], "/readyz", env=env, folder=own, detached=name == OURS) as server:
                 if turn:  # the first round compiles bytecode
-                    seconds[name].append(server.seconds)
+                    held.append(server.seconds)
                 if name == OURS:
                     run([python, "-m", "nbdeploy", "stop", "flights"], env, own)
         say("start: " + ", ".join(f"{name} {taken[-1]:.2f} s" for name, taken in seconds.items() if taken))
@@ -270,7 +283,8 @@ def chosen(text: str, known: Sequence[str]) -> list[str]:
     words = [word.strip() for word in text.split("|" if "|" in text else ",") if word.strip()]
     for word in words:
         if not any(each.lower().startswith(word.lower()) for each in known):
-            raise SystemExit(f"{word!r} is none of: {' | '.join(known)}")
+            msg = f"{word!r} is none of: {' | '.join(known)}"
+            raise SystemExit(msg)
     return [each for each in known if any(each.lower().startswith(word.lower()) for word in words)]
 
 

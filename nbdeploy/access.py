@@ -10,7 +10,7 @@ import hmac
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ from nbdeploy.exchange import Refused, Reply
 from nbdeploy.serve_options import ANY, ServeOptions
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-SINGLE = (b"host", b"origin", b"authorization", b"content-type", b"content-length")
 # What a page may send and see, beyond what browsers always let it.
 MAY_SEND = (
     "authorization", "content-type", "inference-header-content-length", "traceparent", "tracestate",
     "x-nbdeploy-purpose", "x-request-id",
 )  # fmt: skip
-MAY_SEE = "Inference-Header-Content-Length, Retry-After, X-Request-ID"
+MAY_SEE = (
+    "Inference-Header-Content-Length, Retry-After, Traceparent, Tracestate, X-NBDeploy-Request, X-NBDeploy-Version, "
+    "X-Request-ID"
+)
 ALLOWED = "Access-Control-Allow-Origin"
 REMEMBERED = 256  # hosts and origins; whoever sends others each time gains nothing
 AUTHORITY = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_.-]{1,253})(?::\d{1,5})?")
@@ -196,21 +198,6 @@ def guard_of(spec: Mapping[str, Any]) -> Guard:
     path = spec.get("token_file")
     token = credentials.read_token(Path(path)) if path else None
     return Guard(ServeOptions.from_dict(spec["options"]), token, spec.get("address") or spec["options"]["host"])
-
-
-def refuse_doubled(raw: Iterable[tuple[bytes, bytes]]) -> None:
-    """Raise `Refused` where a header that decides something came twice: two readers could see two requests.
-
-    Parameters
-    ----------
-    raw
-        Names in lower case, and values.
-    """
-    names = [name for name, _ in raw]
-    for name in SINGLE:
-        if names.count(name) > 1:
-            msg = f"the header {name.decode().title()} came twice"
-            raise Refused(400, msg, reason="headers")
 
 
 def _is_unspecified(address: str) -> bool:

@@ -307,6 +307,8 @@ def _from_extension(series: pd.Series) -> np.ndarray[Any, Any]:
 
 
 def _json_rows(values: np.ndarray[Any, Any]) -> list[Any]:
+    if values.ndim == 1 and (values.dtype.kind in "biuU" or (values.dtype.kind == "f" and not np.isnan(values).any())):
+        return list(values.tolist())
     if values.dtype.kind == "M" and values.ndim > 1:  # of nanoseconds NumPy makes numbers
         text = np.datetime_as_string(values).astype(object)
         text[np.isnat(values)] = None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nbdeploy import answers
 from nbdeploy.answers import Output, Predicted, Probabilities
@@ -20,6 +21,7 @@ from nbdeploy.request_body import Unreadable
 from nbdeploy.signature import MAX_PROBLEMS, Column, Signature, build_column, json_column, problem, refusal
 
 MEDIA = "application/vnd.apache.arrow.stream"
+MAX_TEXT_BYTES = 256 << 20  # of one column, when each row has its own
 MAX_ROWS = 10_000_000  # a column of nulls takes no byte, however long
 
 
@@ -82,7 +84,7 @@ def write_rows(frame: pd.DataFrame, signature: Signature) -> bytes:
 
 
 def write_answers(
-    values: Predicted, scores: Probabilities | None, classes: tuple[Any, ...] | None, ids: Sequence[str], version: str
+    values: Predicted, scores: Probabilities | None, classes: tuple[Any, ...] | None, request: str, version: str
 ) -> bytes:
     """The answer to a body: the columns of `nbdeploy.answers.frame_of`, ``prediction_id`` and ``version``."""
     frame = answers.frame_of(values, scores, classes)
@@ -94,7 +96,9 @@ def write_answers(
     for name in frame.columns[len(names) :]:
         arrays.append(pa.array(frame[name].to_numpy()))
         names.append(str(name))
-    arrays += [pa.array(list(ids)), pa.array([version] * len(ids)).dictionary_encode()]
+    rows = pa.array(np.arange(len(frame))).cast(pa.string())
+    ids = pc.binary_join_element_wise(pa.scalar(request), rows, "-")  # those of `Answer.ids`
+    arrays += [ids, pa.DictionaryArray.from_arrays(np.zeros(len(frame), dtype="int32"), [version])]
     return _stream(pa.Table.from_arrays(arrays, names=[*names, "prediction_id", "version"]))
 
 
@@ -201,13 +205,45 @@ def _follow(data: bytes, place: int) -> int:
 def _series(column: Column, held: Any) -> pd.Series:
     kind = held.type
     if pa.types.is_dictionary(kind):
-        held, kind = held.cast(kind.value_type), kind.value_type
+        kind = kind.value_type
+        if column.shape or not _fits(column, kind) or pa.types.is_string_view(kind):
+            raise refusal([problem(None, column.name, column.expected, f"a column of type {str(held.type)[:60]}")])
+        _refuse_swollen(column, held)
+        held = held.cast(kind)
     if not column.shape and not _fits(column, kind):
         raise refusal([problem(None, column.name, column.expected, f"a column of type {str(kind)[:60]}")])
+    if column.kind == "string" and not column.shape and (texts := _texts(column, held)) is not None:
+        return texts
     fast = not column.shape and column.kind in ("int", "float", "bool") and _is_numpy(column.dtype)
     values = _numbers(column, held) if fast and not held.null_count else None
     # Whatever is not plain numbers goes the way of JSON: one check, one way to each dtype.
     return _checked(column, _as_json(held)) if values is None else pd.Series(values)
+
+
+def _texts(column: Column, held: Any) -> pd.Series | None:
+    """Plain texts without a detour; None where there is more to look at."""
+    if not (pa.types.is_string(held.type) or pa.types.is_large_string(held.type)):
+        return None
+    if held.null_count and not column.nullable:
+        return None
+    dtype = pd.api.types.pandas_dtype(column.dtype)
+    if isinstance(dtype, pd.StringDtype) and dtype.storage == "pyarrow":
+        return pd.Series(dtype.__from_arrow__(held.cast(pa.large_string())), copy=False)
+    if dtype == np.dtype(object) and not held.null_count:
+        return pd.Series(held.to_numpy(), dtype=object)
+    return None
+
+
+def _refuse_swollen(column: Column, held: Any) -> None:
+    """Refuse a dictionary whose few long texts would stand for gigabytes, written out row by row."""
+    written = 0
+    for chunk in held.chunks:
+        if pa.types.is_string(chunk.dictionary.type) or pa.types.is_large_string(chunk.dictionary.type):
+            lengths = pc.binary_length(chunk.dictionary)
+            written += pc.sum(lengths.take(chunk.indices.drop_null()).cast(pa.int64())).as_py() or 0
+    if written > MAX_TEXT_BYTES:
+        got = f"texts of {written:,} bytes"
+        raise refusal([problem(None, column.name, f"texts of at most {MAX_TEXT_BYTES:,} bytes together", got)])
 
 
 def _numbers(column: Column, held: Any) -> np.ndarray[Any, Any] | None:

@@ -209,9 +209,9 @@ def read_signature(folder: Path) -> Signature:
     return Signature.from_dict(json.loads((folder / SIGNATURE).read_text()))
 
 
-def read_reference(folder: Path, signature: Signature) -> pd.DataFrame:
-    """The reference sample with the labels, dtypes and missing values of the training data."""
-    frame = read_frame(folder / REFERENCE)
+def read_reference(folder: Path, signature: Signature, rows: int | None = None) -> pd.DataFrame:
+    """The reference sample, or its first `rows`, with the labels, dtypes and missing values of the training data."""
+    frame = read_frame(folder / REFERENCE, rows)
     frame.columns = pd.Index([column.label for column in signature.columns])
     for column in signature.columns:
         if column.shape:
@@ -226,20 +226,26 @@ def read_reference(folder: Path, signature: Signature) -> pd.DataFrame:
     return frame
 
 
-def read_expected(folder: Path, signature: Signature) -> pd.DataFrame:
-    """What the model answered on the reference sample in the kernel that saved it."""
-    return answers.restore(read_frame(folder / EXPECTED), signature.outputs)
+def read_expected(folder: Path, signature: Signature, rows: int | None = None) -> pd.DataFrame:
+    """What the model answered on the reference sample, or its first `rows`, in the kernel that saved it."""
+    return answers.restore(read_frame(folder / EXPECTED, rows), signature.outputs)
 
 
-def read_frame(path: Path) -> pd.DataFrame:
-    """Read one Parquet file in this thread.
+def read_frame(path: Path, rows: int | None = None) -> pd.DataFrame:
+    """Read one Parquet file, or its first `rows`, in this thread.
 
     Arrow's own threads, which pandas would use, make a short-lived process abort at its exit now and then.
     """
+    import pyarrow as pa
     from pyarrow import parquet
 
     with parquet.ParquetFile(path, pre_buffer=False) as file:
-        return file.read(use_threads=False).to_pandas(use_threads=False)
+        if rows is not None and rows < file.metadata.num_rows:
+            first = next(file.iter_batches(batch_size=rows, use_threads=False))
+            table = pa.Table.from_batches([first], schema=file.schema_arrow)
+        else:
+            table = file.read(use_threads=False)
+        return table.to_pandas(use_threads=False)
 
 
 def load(folder: Path, files: Mapping[str, str] | None) -> LoadedModel:
@@ -293,10 +299,9 @@ def rehearse(folder: Path, files: Mapping[str, str] | None, rows: int | None = N
         raise RehearsalError(
             msg, "Does it hold a connection, a lock or an open file?", traceback.format_exc()
         ) from error
-    reference = read_reference(folder, loaded.signature)
-    expected = read_expected(folder, loaded.signature)
-    if rows is not None and not loaded.unbatched:
-        reference, expected = reference.head(rows), expected.head(rows)
+    first = None if loaded.unbatched else rows
+    reference = read_reference(folder, loaded.signature, first)
+    expected = read_expected(folder, loaded.signature, first)
     try:
         outputs = loaded.outputs(reference)
     except ImportError as error:

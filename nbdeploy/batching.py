@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -16,6 +17,7 @@ MAX_BATCH_ROWS = 2_048
 MAX_WAITING_ROWS = 200_000
 MAX_WAITING = 2_000  # requests
 MAX_WAIT = 30.0  # seconds
+MAX_GATHER = 0.05
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -44,6 +46,10 @@ class _Waiting(Generic[Item, Result]):
 
 class Batcher(Generic[Item, Result]):
     """One thread that calls `run` with all items that wait, up to a number of rows.
+
+    A lone item never waits for company. After a call for several, as many more are about to come from those who were
+    just answered: the next call waits for them, at most half as long as a call takes. Without that, the first of them
+    would be a call of its own, and the others would wait a whole call for the next.
 
     Small requests do not wait behind large ones: a request of more than half a batch goes alone, and after it
     whoever else is waiting has its turn before the next large one.
@@ -80,6 +86,7 @@ class Batcher(Generic[Item, Result]):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._working: asyncio.Task[None] | None = None
         self._last_was_large = False
+        self._wanted, self._enough = 0, asyncio.Event()
         self._seconds_per_call = 0.0
         self.waiting_rows = 0
 
@@ -103,6 +110,8 @@ class Batcher(Generic[Item, Result]):
         entry = _Waiting[Item, Result](item, rows, asyncio.get_running_loop().create_future())
         (self._large if rows > self._max_rows // 2 else self._small).append(entry)
         self.waiting_rows += rows
+        if self._wanted and len(self._small) >= self._wanted:
+            self._enough.set()
         if self._working is None:
             self._working = asyncio.create_task(self._work())
         try:
@@ -118,10 +127,23 @@ class Batcher(Generic[Item, Result]):
         calls += -(-self.waiting_rows // self._max_rows) if self._together else len(self._small)
         return calls * self._seconds_per_call
 
+    async def _gather(self, expected: int) -> None:
+        """Return when `expected` items wait, or after half of a call's time."""
+        self._wanted, self._enough = expected, asyncio.Event()
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._enough.wait(), min(MAX_GATHER, self._seconds_per_call / 2))
+        self._wanted = 0
+
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
+        answered = 0
         try:
-            while batch := self._next():
+            while True:
+                if self._together and answered > 1 and len(self._small) < answered and not self._large:
+                    await self._gather(answered)
+                if not (batch := self._next()):
+                    break
+                answered = len(batch)
                 begun = time.perf_counter()
                 results = await loop.run_in_executor(self._thread, self._answers, [each.item for each in batch])
                 taken, known = time.perf_counter() - begun, self._seconds_per_call

@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from nbdeploy.errors import SaveError
-from nbdeploy.signature import Signature, infer_column, infer_columns
+from nbdeploy.signature import Signature
+from nbdeploy.signature_inference import infer_column, infer_columns
 from nbdeploy.signature_tensors import infer_cells, stacked
 from nbdeploy.signature_values import MISSING, Column, missing_of
 

@@ -20,6 +20,7 @@ from nbdeploy import answers, artifact, explanations, requirements
 from nbdeploy.batching import Batcher
 from nbdeploy.errors import InputError
 from nbdeploy.exchange import Answer, Question, Refused, Reply, Served, new_request
+from nbdeploy.home import bentoml_home
 from nbdeploy.log_writer import Entry, LogWriter
 from nbdeploy.requirements import Requirement
 from nbdeploy.serve_options import ServeOptions
@@ -66,7 +67,7 @@ class Endpoint:
         worker: str = "",
     ) -> None:
         self._before = frozenset(sys.modules)
-        self.place, self.options = path, options
+        self._path, self.options = path, options
         self.model = artifact.rehearse(path, files, rows)
         self.signature = self.model.signature
         self.served = Served(name, version, self.signature)
@@ -82,6 +83,12 @@ class Endpoint:
         self.name, self.version = name, version
         # Times are compared with those of training in the frame, which the model must then leave as it is.
         self._needs_frame = any(column.kind in ("datetime", "date") for column in self.signature.columns)
+
+    @property
+    def place(self) -> Path:
+        """The folder of the version. What was loaded before it was committed has moved since."""
+        committed = bentoml_home() / "models" / self.name / self.version
+        return self._path if self._path.is_dir() else committed
 
     def loaded(self) -> list[Requirement]:
         """The distributions that loading the version brought into this process."""

@@ -39,21 +39,16 @@ _ONCE = (b"host", b"origin", b"authorization", b"content-type", b"content-length
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class HttpApp:
     """An ASGI application that answers for one endpoint.
 
     It may be mounted anywhere. Until `open` is called it answers 503.
-
-    Parameters
-    ----------
-    lifespan : ASGI application, optional
-        Who is told of start and end; it may call `open`.
     """
 
-    def __init__(self, lifespan: Callable[..., Awaitable[None]] | None = None) -> None:
-        self.lifespan = lifespan
+    def __init__(self) -> None:
         self.endpoint: Endpoint | None = None
         self._routes: dict[str, dict[str, Route]] = {}
         self._held = 0
@@ -82,10 +77,26 @@ class HttpApp:
         if kind == "http":
             await self._http(scope, receive, send)
         elif kind == "lifespan":
-            await (self.lifespan or _lifespan)(scope, receive, send)
+            await _lifespan(scope, receive, send)
         elif kind == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1000})
+
+    async def guard(self, inner: App, scope: Message, receive: Receive, send: Send) -> None:
+        """Let `inner` answer whom the guard lets in: for what stands before this application, and has routes too."""
+        try:
+            if self.endpoint is not None:
+                call = _Call(scope["method"], _path(scope), _headers(scope), {})
+                route = self._route(call)
+                self._guard.check(call.method, call.headers, open=route is not None and route.open)
+        except Refused as refused:
+            await _send(send, self._refusal(call, refused), {}, head=call.method == "HEAD")
+            return
+        await inner(scope, receive, send)
+
+    def _route(self, call: _Call) -> Route | None:
+        methods = self._routes.get(call.path) or self._routes.get(call.path.rstrip("/")) or {}
+        return methods.get("GET" if call.method == "HEAD" else call.method)
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         endpoint = self.endpoint
@@ -96,15 +107,10 @@ class HttpApp:
         begun = time.perf_counter()
         metrics = endpoint.metrics
         metrics.arrived()
-        headers: dict[str, str] = {}
-        for key, value in scope["headers"]:
-            headers.setdefault(key.decode("latin-1"), value.decode("latin-1"))
+        headers = _headers(scope)
         request_id = access_log.request_id(headers)
         trace, more = access_log.trace_of(headers)
-        path, root = scope["path"], scope.get("root_path", "")
-        if root and path.startswith(root):
-            path = path[len(root) :]
-        call = _Call(scope["method"], path, headers, {"X-Request-ID": request_id, **more})
+        call = _Call(scope["method"], _path(scope), headers, {"X-Request-ID": request_id, **more})
         status = 499  # nobody sees it: who asked is gone, or we end
         reply: Reply | None = None
         try:
@@ -124,24 +130,22 @@ class HttpApp:
             if self._access is not None:
                 client = scope.get("client") or ("", 0)
                 self._access.write(
-                    request_id=request_id, trace=trace, method=call.method, path=path, status=status, reason=reason,
+                    request_id=request_id, trace=trace, method=call.method, path=call.path, status=status, reason=reason,
                     seconds=seconds, rows=call.rows, bytes_in=call.received, bytes_out=len(reply.body) if reply is not None else 0,
                     client=client[0], version=endpoint.version, route=call.route_path,
                 )  # fmt: skip
 
     async def _reply(self, call: _Call, scope: Message, receive: Receive) -> Reply:
         assert self.endpoint is not None
-        methods = self._routes.get(call.path) or self._routes.get(call.path.rstrip("/"))
+        route = call.route = self._route(call)
         method = "GET" if call.method == "HEAD" else call.method
-        route = methods.get(method) if methods else None
-        call.route = route
         if len(call.headers) < len(scope["headers"]):
             _refuse_doubled(scope["headers"])
         if (preflight := self._guard.preflight(call.method, call.headers)) is not None:
             return preflight
         call.headers_back |= self._guard.check(method, call.headers, open=route is not None and route.open)
         if route is None:
-            if methods:
+            if methods := self._routes.get(call.path) or self._routes.get(call.path.rstrip("/")):
                 allowed = ", ".join(sorted({*methods, *(["HEAD"] if "GET" in methods else [])}))
                 raise Refused(405, f"{call.path} has no {call.method[:20]}", headers={"Allow": allowed})
             raise Refused(404, "there is no such route; see /openapi.json")
@@ -317,6 +321,18 @@ class _Deadline:
         self.passed = Refused(status, said, headers={"Connection": "close"} if status == 408 else None)
         if self._task is not None:
             self._task.cancel()
+
+
+def _headers(scope: Message) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for key, value in scope["headers"]:
+        headers.setdefault(key.decode("latin-1"), value.decode("latin-1"))
+    return headers
+
+
+def _path(scope: Message) -> str:
+    path, root = scope["path"], scope.get("root_path", "")
+    return str(path[len(root) :] if root and path.startswith(root) else path)
 
 
 def _refuse_doubled(raw: list[tuple[bytes, bytes]]) -> None:

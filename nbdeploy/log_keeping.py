@@ -64,7 +64,7 @@ def seal(name: str) -> int:
                 if free:
                     _seal(where, path)
                     count += 1
-            except (OSError, ValueError, TypeError, LookupError) as error:  # Arrow's own are among them
+            except (OSError, NbdeployError, ValueError, TypeError, LookupError) as error:  # Arrow's own are among them
                 failed = failed or f"{path.name}: {type(error).__name__}: {error}"
     for frames in where.glob(f"*{FRAMES}"):
         if not any(frames.with_suffix(suffix).exists() for suffix in (LINES, SPOILT)):
@@ -313,7 +313,7 @@ def main(name: str) -> int:
 
 
 def _end_with_input() -> None:
-    while sys.stdin.buffer.read(1 << 10):
+    while os.read(0, 1 << 10):  # not sys.stdin, whose lock a thread must not hold at the end
         pass
     os._exit(0)
 

@@ -47,6 +47,8 @@ class Facts:
     pid : int
     predictions : int
         How many rows were answered and logged.
+    workers : int
+        How many processes answer.
     unreadable : int
         How many lines of the log are damaged.
     stale : str
@@ -61,6 +63,7 @@ class Facts:
     pid: int = 0
     since: str = ""
     predictions: int = 0
+    workers: int = 0
     unreadable: int = 0
     stale: str = ""
 

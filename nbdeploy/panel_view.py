@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nbdeploy import deployment, model_store, panel_form, workflow
+from nbdeploy import deployment, model_store, panel_form, watching, workflow
 from nbdeploy.errors import NbdeployError
 from nbdeploy.panel_parts import Kit, View, Work, displayed, put
 from nbdeploy.panel_static import NOTHING, Facts, Snapshot, error_box, escaped, facts_list, overview, said, title
@@ -79,7 +79,7 @@ class Panel(View):
         )
         self._actions: dict[str, tuple[Any, str, Callable[[Work], object]]] = {
             "validate": (self.validate, "Validating", self._validate),
-            "drift": (self.drift, "Measuring drift", lambda _: workflow.drift(name)),
+            "drift": (self.drift, "Measuring drift", lambda _: watching.drift(name)),
             "serve": (self.serve, "Starting", lambda _: workflow.serve(name, progress=False)),
             "stop": (self.stop, "Stopping", lambda _: workflow.stop(name)),
             "predict": (self.predict, "Asking", self._predict),

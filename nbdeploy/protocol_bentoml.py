@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nbdeploy.exchange import Answer, Asked, Question, Reply, Route, Served, dump
+from nbdeploy.exchange import Answer, Asked, Question, Reply, Route, Served, dump, dump_exact
 from nbdeploy.protocol_parts import (
     ask,
     check_rows,
@@ -53,7 +53,7 @@ def _write(answer: Answer) -> Reply:
     told = {"predictions": answer.values, "prediction_ids": answer.ids, "version": answer.version}
     if answer.scores is not None:
         told |= {"probabilities": answer.scores, "classes": list(answer.classes or ())}
-    return Reply(dump(told), headers=naming(answer))
+    return Reply(dump_exact(told), headers=naming(answer))
 
 
 def _schema(served: Served) -> dict[str, Any]:

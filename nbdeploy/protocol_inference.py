@@ -8,7 +8,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from nbdeploy.exchange import JSON, Answer, Asked, Question, Refused, Reply, Route, Served, dump
+from nbdeploy.exchange import JSON, Answer, Asked, Question, Refused, Reply, Route, Served, dump, dump_exact
 from nbdeploy.protocol_parts import (
     Slot,
     from_gate,
@@ -166,7 +166,7 @@ def _write(
         else:
             facts["data"] = listed(tensor)
         outputs.append(facts)
-    head = dump({
+    head = dump_exact({
         "model_name": served.name, "model_version": number, "id": given or answer.request, "outputs": outputs,
     })  # fmt: skip
     if not parts:

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from nbdeploy.csv_body import read_csv
-from nbdeploy.exchange import JSON, Answer, Asked, Question, Refused, Reply, Route, Served, dump
+from nbdeploy.exchange import JSON, Answer, Asked, Question, Refused, Reply, Route, Served, dump, dump_exact
 from nbdeploy.protocol_parts import (
     ask,
     check_rows,
@@ -119,7 +119,7 @@ def _split(signature: Signature, held: Any) -> dict[str, list[Any]]:
 
 
 def _write(answer: Answer) -> Reply:
-    return Reply(dump({"predictions": rows_of(answer)}), headers=naming(answer))
+    return Reply(dump_exact({"predictions": rows_of(answer)}), headers=naming(answer))
 
 
 def _refusal(refused: Refused) -> bytes:

@@ -95,7 +95,7 @@ def _write(answer: Answer) -> Reply:
 
 def _write_arrow(answer: Answer) -> Reply:
     assert answer.raw is not None
-    body = arrow_body.write_answers(answer.raw, answer.raw_scores, answer.classes, answer.ids, answer.version)
+    body = arrow_body.write_answers(answer.raw, answer.raw_scores, answer.classes, answer.request, answer.version)
     return Reply(body, arrow_body.MEDIA)
 
 

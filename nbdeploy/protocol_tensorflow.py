@@ -6,7 +6,7 @@ import base64
 import binascii
 from typing import Any
 
-from nbdeploy.exchange import Answer, Asked, Question, Reply, Route, Served, dump
+from nbdeploy.exchange import Answer, Asked, Question, Reply, Route, Served, dump, dump_exact
 from nbdeploy.protocol_parts import (
     Slot,
     ask,
@@ -88,14 +88,14 @@ def _decoded(value: Any) -> Any:
 
 
 def _write_rows(answer: Answer) -> Reply:
-    return Reply(dump({"predictions": rows_of(answer)}), headers=naming(answer))
+    return Reply(dump_exact({"predictions": rows_of(answer)}), headers=naming(answer))
 
 
 def _write_columns(answer: Answer) -> Reply:
     rows = rows_of(answer)
     named = answer.scores is not None or any(output.name for output in answer.outputs)
     outputs = {name: [row[name] for row in rows] for name in rows[0]} if named else rows
-    return Reply(dump({"outputs": outputs}), headers=naming(answer))
+    return Reply(dump_exact({"outputs": outputs}), headers=naming(answer))
 
 
 def _metadata(served: Served, number: str) -> dict[str, Any]:

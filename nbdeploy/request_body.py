@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ def parse_json(body: bytes) -> Any:
     Unreadable
         With the place of the fault.
     """
-    if len(body) > MAX_PARTS and _parts(body) > MAX_PARTS and (parts := _parts(_STRING.sub(b'""', body))) > MAX_PARTS:
+    if len(body) > MAX_PARTS and (parts := _parts(body)) > MAX_PARTS:
         msg = f"the body has {parts:,} lists, objects, strings and keys; at most {MAX_PARTS:,} are read"
         raise Unreadable(msg)
     try:
@@ -106,11 +107,13 @@ def refuse_deep(body: bytes) -> None:
     """
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return
-    brackets = np.frombuffer(_STRING.sub(b"", body).translate(None, _NO_BRACKETS), dtype=np.uint8)
-    steps = np.where((brackets == ord("[")) | (brackets == ord("{")), np.int32(1), np.int32(-1))
-    if steps.size and steps.cumsum(dtype=np.int32).max() > MAX_DEPTH:
-        msg = f"the body is nested deeper than {MAX_DEPTH} lists and objects"
-        raise Unreadable(msg)
+    depth = 0
+    for bare in _outside_texts(body):
+        levels = np.cumsum(_is_opening(bare).astype(np.int8) - ((bare | 0x20) == ord("}")), dtype=np.int32)
+        if levels.size and depth + int(levels.max()) > MAX_DEPTH:
+            msg = f"the body is nested deeper than {MAX_DEPTH} lists and objects"
+            raise Unreadable(msg)
+        depth += int(levels[-1]) if levels.size else 0
 
 
 def refuse_doubled_keys(
@@ -153,9 +156,8 @@ def refuse_doubled_keys(
 # -- helpers ------------------------------------------------------------------------------------------------
 
 _TEXTUAL = frozenset({"string", "category", "datetime", "date"})
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_BEYOND = re.compile(rb"NaN|Infinity|[eE]\+?\d{3}|\d{200}")  # what orjson refuses and Python reads
+_BLOCK = 1 << 20  # so much is looked at at once: what is looked at must not take more memory than what is parsed
+_BEYOND = re.compile(rb"NaN|Infinity|[eE]\+?\d{3}|(?<!\d)\d{200}")  # what orjson refuses and Python reads
 _HUGE = 10**309
 
 
@@ -192,7 +194,30 @@ def _refuse_many(payload: Any) -> None:
 
 
 def _parts(body: bytes) -> int:
-    return body.count(b"[") + body.count(b"{") + body.count(b'"') // 2
+    most = body.count(b"[") + body.count(b"{") + body.count(b'"') // 2
+    if most <= MAX_PARTS:
+        return most
+    # Some of them may stand in texts.
+    return sum(int(np.count_nonzero(_is_opening(bare) | (bare == ord('"')))) for bare in _outside_texts(body))
+
+
+def _outside_texts(body: bytes) -> Iterator[np.ndarray[Any, Any]]:
+    """The bytes between the strings of JSON, block by block, and one quotation mark for each string."""
+    if b"\\" in body:
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    inside = 0
+    for start in range(0, len(body), _BLOCK):
+        block = np.frombuffer(body, np.uint8, min(_BLOCK, len(body) - start), start)
+        # Odd is inside, whether or not the count has run over.
+        marks = np.cumsum(block == ord('"'), dtype=np.uint8) + np.uint8(inside)
+        yield block[marks & 1 == 0]
+        inside = int(marks[-1]) & 1
+
+
+def _is_opening(block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    # "[" and "{", as "]" and "}", differ in one bit.
+    opening: np.ndarray[Any, Any] = (block | 0x20) == ord("{")
+    return opening
 
 
 def _quoted(value: Any, depth: int = 1) -> int:

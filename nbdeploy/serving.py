@@ -25,7 +25,11 @@ from nbdeploy.serve_options import MIDDLEWARE, READY, SPEC, ServeOptions
 # Who asks for BentoML's own observers pays for them.
 _observed = bool(os.environ.get(MIDDLEWARE))
 
+# Where SageMaker and Vertex AI expect a container to listen, which they say by environment.
+_port = os.environ.get("SAGEMAKER_BIND_TO_PORT") or os.environ.get("AIP_HTTP_PORT") or ""
+
 BENTOML_OPTIONS: dict[str, Any] = {
+    **({"http": {"port": int(_port)}} if _port.isdigit() else {}),
     "traffic": {"timeout": 3600},  # each request has a deadline of ours
     "logging": {"access": {"enabled": _observed}},
     "metrics": {"enabled": _observed},

@@ -134,7 +134,7 @@ def _own(served: Served) -> list[_Operation]:
     }
     kept = {JSON: {"schema": _object({"labels": {"type": "integer", "description": "How many were kept."}})}}
     return [
-        _post("/predict", "predict", "Predict one or many rows", {**rows, ARROW: arrow}, answers, _proba(served)),
+        _post("/predict", "predict", "Predict one or many rows", {**rows, ARROW: arrow}, answers, parameters=_proba(served)),
         _post("/explain", "explain", "Split the answer to each row into one contribution per column; 100 rows at most",
               rows, {JSON: _ref("Explanation")}, errors=(501,)),
         _post("/labels", "labels", "Say what turned out to be true, by prediction id", {JSON: labels}, kept),
@@ -158,7 +158,7 @@ def _mlflow(served: Served) -> list[_Operation]:
     answer = {JSON: {"schema": _object({"predictions": {"type": "array"}})}}
     return [
         _post("/invocations", "invocations", "MLflow's and SageMaker's predict",
-              {JSON: body, "text/csv": csv, "application/csv": csv}, answer, _proba(served), tag=tag),
+              {JSON: body, "text/csv": csv, "application/csv": csv}, answer, parameters=_proba(served), tag=tag),
         *(_get(path, path[1:], "Health", _TEXT, is_open=True, tag=tag) for path in ("/ping", "/health")),
         _get("/version", "version", "The version of nbdeploy", _TEXT, tag=tag),
     ]  # fmt: skip
@@ -198,7 +198,7 @@ def _inference(served: Served) -> list[_Operation]:
             _get(path, f"v2_model{word}", "Inputs and outputs as tensors", tag=tag),
             _get(f"{path}/ready", f"v2_model_ready{word}", "Health", is_open=True, tag=tag),
             _post(f"{path}/infer", f"v2_infer{word}", "Predict", {JSON: body, OCTETS: binary},
-                  {JSON: answer, OCTETS: binary}, [length, *_proba(served)], tag=tag),
+                  {JSON: answer, OCTETS: binary}, parameters=[length, *_proba(served)], tag=tag),
         ]  # fmt: skip
     return found
 
@@ -219,7 +219,15 @@ def _tensorflow(served: Served) -> list[_Operation]:
     found = []
     for path, word in _versions(f"/v1/models/{served.name}", served):
         found += [
-            _post(f"{path}:predict", f"v1_predict{word}", "Predict", {JSON: body}, answer, _proba(served), tag=tag),
+            _post(
+                f"{path}:predict",
+                f"v1_predict{word}",
+                "Predict",
+                {JSON: body},
+                answer,
+                parameters=_proba(served),
+                tag=tag,
+            ),
             _get(path, f"v1_status{word}", "The state of the model", tag=tag),
             _get(f"{path}/metadata", f"v1_metadata{word}", "Inputs and outputs as tensors", tag=tag),
         ]
@@ -238,14 +246,14 @@ def _bentoml(served: Served) -> list[_Operation]:
     }  # fmt: skip
     return [
         _post("/bentoml/predict", "bentoml_predict", "What BentoML's client calls", {JSON: body},
-              {JSON: _ref("Answer")}, _proba(served), tag="BentoML"),
+              {JSON: _ref("Answer")}, parameters=_proba(served), tag="BentoML"),
         _get("/schema.json", "bentoml_schema", "What BentoML's client reads first", tag="BentoML"),
     ]  # fmt: skip
 
 
 def _post(
     path: str, name: str, summary: str, bodies: Mapping[str, Any], answer: Mapping[str, Any],
-    parameters: Sequence[dict[str, Any]] = (), *, errors: Sequence[int] = (), tag: str = "",
+    *, parameters: Sequence[dict[str, Any]] = (), errors: Sequence[int] = (), tag: str = "",
 ) -> _Operation:  # fmt: skip
     refusal = "MlflowRefusal" if path == "/invocations" else "Refusal"
     responses = {str(code): _refused(code, refusal) for code in (*_ALWAYS, *_BODIES, *errors)}
@@ -311,7 +319,8 @@ def _rows_body(signature: Signature) -> dict[str, Any]:
         "records": {"summary": "A list of records", "value": [example]},
         "split": {"summary": "Columns and data", "value": {"columns": list(example), "data": [[*example.values()]]}},
     }
-    if signature.container in UNNAMED:
+    # A sparse row is an object, and so in a list a record.
+    if signature.container in UNNAMED and not any(column.cells == "sparse" for column in signature.columns):
         cells = [column_schema(column) for column in signature.shown().columns]
         bare = cells[0] if len(cells) == 1 else {"type": "array", "prefixItems": cells, **width}
         forms.append({"type": "array", "minItems": 1, "items": bare})
@@ -339,6 +348,10 @@ def column_schema(column: Column) -> dict[str, Any]:
         schema["examples"] = list(column.categories[:6])
     elif isinstance(column.minimum, (int, float)) and not column.shape and math.isfinite(column.minimum):
         schema["examples"] = [column.minimum, column.maximum]
+    if column.nullable and "format" in schema:  # a format says nothing of null
+        text = {name: schema.pop(name) for name in ("format", "pattern") if name in schema}
+        del schema["type"]
+        schema = {"anyOf": [{"type": "string", **text}, {"type": "null"}], **schema}
     return schema
 
 

@@ -92,7 +92,9 @@ TARGET = Argument("--target", "the true outcomes: a variable or file, or a colum
 VERSION = Argument("version", "for example v2; by default the live one", Kind.VERSION, optional=True)
 OPTIONS = (
     Argument("--format", "how to store it, where there is a choice: skops"),
-    Argument("--private", "a column that is never shown and never logged, or with =hash as hashes; repeatable", Kind.LIST),
+    Argument(
+        "--private", "a column that is never shown and never logged, or with =hash as hashes; repeatable", Kind.LIST
+    ),
     Argument("--metric", "a metric that you measured; repeatable", Kind.PAIR, "metrics"),
     Argument("--requirement", "a line for pip, beside what the rehearsal finds; repeatable", Kind.LIST, "requirements"),
     Argument("--clean-env", "rehearse once more in an environment of nothing but its requirements", Kind.FLAG),

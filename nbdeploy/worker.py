@@ -1,8 +1,8 @@
-"""One worker of a deployment: BentoML's service, with our application in front of BentoML's middleware.
+"""One worker of a deployment: BentoML's service, answered by our application.
 
 Run by the supervisor as ``python -m nbdeploy.worker SERVICE --fd N --worker-id I``. It does what BentoML's own worker
-does (its ``_bentoml_impl.worker.service``): load the service, make its application, run it by uvicorn. But a request
-meets our application first, and not four layers of middleware; what nobody asked for costs nothing.
+does (its ``_bentoml_impl.worker.service``): load the service, make its instance, run it by uvicorn. But what answers is
+the application of the service alone, without four layers of middleware around it: what nobody asked for costs nothing.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def main() -> None:
     if options.tls_cert:
         tls = {"ssl_certfile": options.tls_cert, "ssl_keyfile": options.tls_key}
     config = Config(
-        app, http=Protocol, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
+        app, http=Protocol, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False, proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=given.timeout_graceful_shutdown, backlog=2048, **tls,
     )  # fmt: skip
     _Server(config, front).run(sockets=[socket.socket(fileno=given.fd)])
@@ -171,15 +171,19 @@ def _application(identifier: str, worker: int, *, through_bentoml: bool) -> tupl
     bento = service.bento
     server_context.bento_name = service.name if bento is None else bento.tag.name
     server_context.bento_version = "not available" if bento is None else bento.tag.version or "not available"
-    whole = service.to_asgi(is_main=True)
     front: HttpApp = service.inner.app
-    front.lifespan = whole  # BentoML makes the service's instance, which opens the front
     if not through_bentoml:
+        service()  # its instance opens the front; BentoML's HTTP side, a tenth of a worker's memory, is never made
         return front, front
+    whole = service.to_asgi(is_main=True)
 
     async def observed(scope: Any, receive: Any, send: Any) -> None:
-        ours = scope["type"] == "http" and scope["path"] == "/metrics"  # BentoML's would hide it, and it has BentoML's
-        await (front if ours else whole)(scope, receive, send)
+        if scope["type"] != "http":
+            await whole(scope, receive, send)
+        elif scope["path"] == "/metrics":  # BentoML's would hide it, and it has BentoML's
+            await front(scope, receive, send)
+        else:  # BentoML's own routes are for nobody else either
+            await front.guard(whole, scope, receive, send)
 
     return observed, front
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +14,6 @@ from nbdeploy import (
     bento,
     client,
     deployment,
-    label_log,
     model_store,
     notebook_source,
     prediction_log,
@@ -25,24 +22,22 @@ from nbdeploy import (
     version_file,
 )
 from nbdeploy import clean_env as clean_environment
-from nbdeploy.answers import PREDICTION, TOLERANCE
+from nbdeploy.answers import TOLERANCE
 from nbdeploy.artifact import REQUIREMENTS, WHEELS, Options
 from nbdeploy.deployment import Deployment
-from nbdeploy.errors import DriftError, GateError, InputError, NbdeployError, NotFound
+from nbdeploy.errors import GateError, InputError, NbdeployError, NotFound
 from nbdeploy.home import check_name, folder, lock, reports_folder, template, write_atomic
-from nbdeploy.label_log import Labelled
 from nbdeploy.model_store import ModelVersion, Staged
 from nbdeploy.progress import Step, steps
 from nbdeploy.requirements import Requirement, pinned
 from nbdeploy.serve_options import ServeOptions, with_serve_options
-from nbdeploy.signature import Signature
+from nbdeploy.watching import live_version, must_be_known
 
 if TYPE_CHECKING:
     import os
 
     import httpx
 
-    from nbdeploy.drift_result import DriftReport
     from nbdeploy.embedding import LocalModel
     from nbdeploy.gate import GateResult, GateRun
     from nbdeploy.http_app import HttpApp
@@ -139,7 +134,7 @@ def serve(
     check_name(name)
     chosen = ServeOptions.chosen(options)
     with lock("serve", name):
-        wanted = model_store.get(name, version or _live(name))
+        wanted = model_store.get(name, version or live_version(name))
         if (running := deployment.find(name)) is not None:
             if version not in (None, running.version) or (port is not None and port != running.port):
                 msg = f"{name!r} is running already: {running.version} on port {running.port}"
@@ -200,7 +195,7 @@ def deploy(
         running = deployment.find(name)
         if running is None:
             deployment.check(name, port, chosen)
-            if _live(name) is None:
+            if live_version(name) is None:
                 return _save_and_serve(model, name, X, y, saved_as, port=port, serve_as=chosen, progress=progress)
     if running is not None:
         if port not in (None, running.port):
@@ -320,7 +315,7 @@ def load(name: str, version: str | None = None) -> LocalModel:
     """
     from nbdeploy.embedding import LocalModel
 
-    return LocalModel.of(model_store.get(name, version or _live(name)))
+    return LocalModel.of(model_store.get(name, version or live_version(name)))
 
 
 @with_serve_options
@@ -345,48 +340,7 @@ def asgi(name: str, version: str | None = None, **options: Any) -> HttpApp:
     """
     from nbdeploy import embedding
 
-    return embedding.application(model_store.get(name, version or _live(name)), options)
-
-
-def predictions(name: str, since: Any = None, until: Any = None) -> pd.DataFrame:
-    """What `name` was asked and what it answered, oldest first.
-
-    Parameters
-    ----------
-    since, until : str, datetime or timedelta, optional
-        ``"24h"``, ``"7d"`` ago, or a moment (UTC unless it says otherwise).
-
-    Returns
-    -------
-    DataFrame
-        The inputs, then ``prediction``, ``prediction_id``, ``version``, ``time`` and ``label``. Empty before the first
-        request.
-    """
-    _known(name)
-    return prediction_log.read(name, _signatures(name), since, until, label_log.read(name))
-
-
-def label(name: str, labels: Any) -> Labelled:
-    """Keep what turned out to be true of what was predicted. All is kept; of one prediction the last label counts.
-
-    The service need not run. When this returns, the labels are safely on the disk.
-
-    Parameters
-    ----------
-    labels : Series, DataFrame or mapping
-        By prediction id: a series indexed by it, or a frame with the columns ``prediction_id`` and ``label``. Missing
-        ones are left out. A label is a string of up to 1,000 characters, a number, a boolean, or a moment, which is
-        kept as its ISO 8601 text; None in a mapping takes a label back.
-
-    Raises
-    ------
-    InputError
-        One is none; nothing is kept then.
-    NotFound
-        Nothing is saved or logged under `name`.
-    """
-    _known(name)
-    return label_log.add(name, label_log.pairs(labels))
+    return embedding.application(model_store.get(name, version or live_version(name)), options)
 
 
 def validate(
@@ -455,64 +409,6 @@ def validate(
     return gate.start(chosen, values, on_progress=on_progress, **about)
 
 
-def drift(
-    name: str, since: Any = None, *, until: Any = None, max_rows: int = 50_000, html_path: Path | None = None
-) -> DriftReport:
-    """Compare what a deployment was asked with what its version learned from.
-
-    Parameters
-    ----------
-    since, until : str, datetime or timedelta, optional
-        The window of the log; all of it by default.
-    max_rows : int
-        Rows per side that Evidently sees, a reproducible sample.
-    html_path : Path, optional
-        Where Evidently's whole report goes; by default ``nbdeploy-reports/NAME/`` in the working directory.
-
-    Raises
-    ------
-    DriftError
-        Nothing was asked in that window.
-    NotFound
-    """
-    _known(name)
-    if max_rows < 1:
-        msg = f"a report on {max_rows} rows has nothing to compare"
-        raise DriftError(msg, "Give max_rows=1 or more.")
-    subject = model_store.get(name, _live(name))
-    live = subject.version
-    log = prediction_log.read(name, _signatures(name), since, until)
-    signature = subject.signature
-    version_column = prediction_log.own_column("version", signature.names)
-    log = log[log[version_column] == live] if len(log) else log
-    if not len(log):
-        window = f" since {since}" if since is not None else ""
-        msg = f"{name}:{live} has answered no request{window}"
-        raise DriftError(msg, f"Ask it something first: nbdeploy.predict({name!r}, X_new).")
-    from nbdeploy import drift_report
-
-    # What is private is not in the log, or as hashes; arrays have no distribution to compare.
-    compared = [column for column in signature.columns if not column.private and not column.shape]
-    labels = [column.label for column in compared]
-    answer = prediction_log.own_column("prediction", signature.names)
-    whole, expected = subject.reference, subject.expected
-    reference = whole[labels]
-    current = log[[column.name for column in compared]].set_axis(labels, axis=1)
-    single = PREDICTION in expected and pd.api.types.is_scalar(expected[PREDICTION].iloc[0])
-    if single and log[answer].notna().all():
-        reference = reference.assign(**{answer: expected[PREDICTION]})
-        current = current.assign(**{answer: log[answer].astype(expected[PREDICTION].dtype)})
-    if not len(reference.columns):
-        msg = f"{name}:{live} has no column that can be compared: its inputs are arrays or private"
-        raise DriftError(msg, "See its predictions: nbdeploy.predictions(...).")
-    if html_path is None:
-        html_path = reports_folder(name) / f"drift-{live}-{datetime.now(timezone.utc):%Y%m%dT%H%M%S}.html"
-    return drift_report.measure(
-        reference, current, name=name, version=live, since="" if since is None else str(since),
-        html_path=Path(html_path), max_rows=max_rows,
-    )  # fmt: skip
-
-
 def status(name: str | None = None) -> pd.DataFrame:
     """What runs and what is saved: one row per name, or the one of `name`.
 
@@ -526,13 +422,13 @@ def status(name: str | None = None) -> pd.DataFrame:
         Nothing is saved under `name`.
     """
     if name is not None:
-        _known(name)
+        must_be_known(name)
     rows = []
     everyone = {*model_store.names(), *(running.name for running in deployment.running_deployments())}
     for known in [name] if name is not None else sorted(everyone):
         running = deployment.find(known)
         saved = model_store.versions(known)
-        live = _live(known)
+        live = live_version(known)
         rows.append(
             {
                 "name": known,
@@ -583,7 +479,7 @@ def card(
     """
     from nbdeploy import model_card
 
-    subject = model_store.get(name, version or _live(name))
+    subject = model_store.get(name, version or live_version(name))
     with steps("card", ["importance", "write"], progress) as step:
         return model_card.make(subject, subject.files, sections, on_step=step)
 
@@ -645,17 +541,6 @@ def _refuse_other_options(running: Deployment, options: Mapping[str, Any]) -> No
         raise NbdeployError(msg, f"Stop it first: %deploy stop {running.name}.")
 
 
-def _known(name: str) -> None:
-    if not (model_store.versions(name) or deployment.find(name) or prediction_log.size(name)):
-        model_store.get(name)  # raises, with the closest name
-
-
-def _live(name: str) -> str | None:
-    """The live version, unless it was deleted."""
-    live = routing.live(name)
-    return live if live in {version.version for version in model_store.versions(name)} else None
-
-
 def _stale(version: ModelVersion | None) -> str:
     if version is None:
         return ""
@@ -678,16 +563,3 @@ def _labelled_file(name: str, data: Any) -> str:
         msg = f"there is no file {data!s}"
         raise NotFound(msg, "Pass a frame or the path of a .parquet file.")
     return str(path)
-
-
-def _signatures(name: str) -> Callable[[str], Signature | None]:
-    known: dict[str, Signature | None] = {}
-
-    def signature_of(version: str) -> Signature | None:
-        if version not in known:
-            known[version] = None
-            with suppress(NotFound):
-                known[version] = model_store.get(name, version).signature
-        return known[version]
-
-    return signature_of

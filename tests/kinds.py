@@ -1,14 +1,16 @@
-"""A frame with one column of each kind, its signature, and a model that answers any row of it."""
+"""A frame with one column of each kind, its signature, and small models."""
 
 from __future__ import annotations
 
 import datetime as dt
 import math
+import time
 
 import numpy as np
 import pandas as pd
 
-from nbdeploy.signature import Signature, infer_columns
+from nbdeploy.signature import Signature
+from nbdeploy.signature_inference import infer_columns
 
 # One column of each kind, and of each kind one that may be null.
 FRAME = pd.DataFrame(
@@ -59,3 +61,18 @@ class Even:
 
     def predict_proba(self, X: pd.DataFrame) -> np.ndarray:
         return np.column_stack([np.full(len(X), 0.25), np.full(len(X), 0.75)])
+
+
+class Double:
+    """Doubles its column ``x``."""
+
+    def predict(self, X: pd.DataFrame) -> np.ndarray:
+        return X["x"].to_numpy() * 2
+
+
+class Slow:
+    """Takes 20 ms for each call."""
+
+    def predict(self, X: pd.DataFrame) -> np.ndarray:
+        time.sleep(0.02)
+        return X["x"].to_numpy() * 2

@@ -22,7 +22,8 @@ from nbdeploy import prediction_log
 from nbdeploy.answers import Output
 from nbdeploy.log_keeping import expire
 from nbdeploy.log_segments import clock_of, place
-from nbdeploy.signature import Signature, infer_columns
+from nbdeploy.signature import Signature
+from nbdeploy.signature_inference import infer_columns
 
 NAME = "killed"
 TRAINING = pd.DataFrame({"n": [1.5, 2.5], "i": [1, 2], "text": ["a", "b"]})

@@ -14,7 +14,8 @@ from nbdeploy import answers
 from nbdeploy.errors import InputError
 from nbdeploy.exchange import Answer, Asked, Question, Refused, Reply, Route, Served, refusal_body
 from nbdeploy.request_body import Unreadable
-from nbdeploy.signature import Signature, infer_columns
+from nbdeploy.signature import Signature
+from nbdeploy.signature_inference import infer_columns
 
 FLIGHTS = pd.DataFrame(
     {

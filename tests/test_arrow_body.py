@@ -22,7 +22,8 @@ from nbdeploy import answers, arrow_body
 from nbdeploy.arrow_body import MEDIA, read, read_answers, write_answers, write_rows
 from nbdeploy.errors import InputError
 from nbdeploy.request_body import Unreadable
-from nbdeploy.signature import Signature, infer_columns
+from nbdeploy.signature import Signature
+from nbdeploy.signature_inference import infer_columns
 
 SERVICE_PAGE = Path(__file__).parent.parent / "docs" / "service.md"
 
@@ -155,7 +156,7 @@ def test_a_damaged_stream_is_refused_or_read_and_nothing_else(data):
 def test_answers_come_back_dtype_for_dtype(values):
     scores = np.array([[0.25, 0.75]] * 3)
 
-    body = write_answers(values, scores, (False, True), ["i-0", "i-1", "i-2"], "v1")
+    body = write_answers(values, scores, (False, True), "i", "v1")
     again = read_answers(body, answers.outputs_of(values))
 
     want = answers.frame_of(values, scores, (False, True))
@@ -197,3 +198,14 @@ def test_a_service_answers_a_stream_with_a_stream_and_logs_it(flight_model, flig
     assert len(log) == 310
     pd.testing.assert_frame_equal(log[list(features.columns)].head(300), many.reset_index(drop=True))
     assert arrow_body.MEDIA == "application/vnd.apache.arrow.stream"
+
+
+def test_a_dictionary_that_would_swell_to_gigabytes_is_refused_before_it_does():
+    signature = Signature(infer_columns(pd.DataFrame({"word": ["a", "b"]})))
+    indices = pa.array(np.zeros(1_000_000, dtype="int32"))
+    swollen = pa.DictionaryArray.from_arrays(indices, pa.array(["x" * 1_000_000]))
+    small = pa.DictionaryArray.from_arrays(indices.slice(0, 5), pa.array(["x" * 1_000]))
+
+    with pytest.raises(InputError, match=r"word.*at most"):
+        read(stream(pa.table({"word": swollen})), signature)
+    assert len(read(stream(pa.table({"word": small})), signature)) == 5

@@ -15,7 +15,8 @@ import pytest
 import nbdeploy
 from nbdeploy import arrow_body, client
 from nbdeploy.credentials import Key
-from nbdeploy.signature import Column, Output, Signature, infer_columns
+from nbdeploy.signature import Column, Output, Signature
+from nbdeploy.signature_inference import infer_columns
 from services import running
 
 
@@ -40,7 +41,7 @@ class Told:
             first = arrow_body.read(request.content, self.signature).iloc[:, 0]
             self.sizes.append(len(first))
             values = first.to_numpy() if first.dtype == "int64" else np.zeros(len(first), dtype="int64")
-            body = arrow_body.write_answers(values, None, None, ["i"] * len(first), "v1")
+            body = arrow_body.write_answers(values, None, None, "i", "v1")
             return httpx.Response(200, content=body, headers={"content-type": arrow_body.MEDIA})
         rows = json.loads(request.content)["data"]
         self.sizes.append(len(rows))

@@ -210,7 +210,9 @@ def test_two_deployments_run_side_by_side():
     assert [nbdeploy.predict(name, X)["prediction"][0] for name in ("one", "two")] == [1, 2]
     for name in ("one", "two"):
         rows = [
-            line for line in httpx.get(f"{nbdeploy.serve(name).url}/metrics").text.splitlines() if "rows_total{" in line
+            line
+            for line in httpx.get(f"{nbdeploy.serve(name).url}/metrics").text.splitlines()
+            if line.startswith("nbdeploy_rows_total{")
         ]
         assert rows == ['nbdeploy_rows_total{version="v1"} 2.0']
     nbdeploy.stop("one")

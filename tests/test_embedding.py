@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,8 +30,7 @@ def client(version):
     app.close()
 
 
-def test_a_mounted_version_answers_checks_and_logs_as_a_service_does(client, version, flights, flight_model):
-    X, _ = flights
+def test_a_mounted_version_answers_checks_and_logs_as_a_service_does(client):
     row = client.get("/delay/signature").json()["example"]
 
     answer = client.post("/delay/predict", json=row)
@@ -76,6 +78,19 @@ def test_two_versions_in_one_process_do_not_mix_their_counts(version, flight_mod
     assert "v1" not in second.get("/metrics").text
     for app in apps:
         app.close()
+
+
+def test_the_code_of_the_docs_runs(version, flights):
+    import starlette.applications
+
+    page = (Path(__file__).parent.parent / "docs" / "service.md").read_text()
+    mount, load = (code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "nbdeploy." in code)
+    names = {"nbdeploy": nbdeploy, "starlette": starlette, "X_new": flights[0].head(3)}
+    exec(mount, names)
+    exec(load, names)
+
+    assert TestClient(names["app"]).get("/flight-delay/signature").json()["version"] == "v1"
+    assert len(names["answers"]) == 3
 
 
 def test_what_a_server_decides_is_refused_here(version):

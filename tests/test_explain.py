@@ -273,16 +273,15 @@ def http(flight_model, flights, monkeypatch, tmp_path):
 
     from nbdeploy import model_store, serving
 
-    with model_store.stage(flight_model, "flight-delay", *flights) as staged:
-        version = model_store.commit(staged)
-    spec = {"name": version.name, "version": "v1", "path": str(version.path), "files": dict(version.files)}
-    (tmp_path / "spec.json").write_text(json.dumps(spec))
-    monkeypatch.setenv(serving.SPEC, str(tmp_path / "spec.json"))
-
     class Service(serving.Predictor):
-        app, tag = serving.application(), version.tag
+        app, tag = serving.application(), "flight-delay:v1"
 
-    Service()
+    monkeypatch.setenv(serving.SPEC, str(tmp_path / "spec.json"))
+    with model_store.stage(flight_model, "flight-delay", *flights) as staged:
+        spec = {"name": "flight-delay", "version": "v1", "path": str(staged.folder), "files": dict(staged.files)}
+        (tmp_path / "spec.json").write_text(json.dumps(spec))
+        Service()  # as `deploy` does: what it has loaded moves when it is committed
+        version = model_store.commit(staged)
     return TestClient(Service.app), version.signature.example
 
 
@@ -293,6 +292,7 @@ def test_a_service_explains_what_it_predicts(http):
 
     probability = client.post("/predict?proba=true", json=row).json()["probabilities"][0][1]
     assert found["version"] == "v1"
+    assert client.get("/card").status_code == 200
     assert found["values"] == pytest.approx([probability] * 2)
     assert_adds_up(found, list(row))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import decimal
 import math
 import os
-import shutil
 
 import numpy as np
 import orjson
@@ -13,8 +12,9 @@ import pandas as pd
 import pytest
 
 import nbdeploy
-from nbdeploy import answers, artifact, prediction_log
-from nbdeploy.signature import Signature, infer_columns
+from nbdeploy import answers, artifact
+from nbdeploy.signature import Signature
+from nbdeploy.signature_inference import infer_columns
 
 pytestmark = pytest.mark.usefixtures("importable")
 
@@ -334,65 +334,7 @@ def test_attributes_of_the_frame_are_left_behind(rehearsed):
     rehearsed(Says(lambda a: a.to_numpy()), frame)
 
 
-# -- the log
-
-
-def _answered(writer, values, **inputs):
-    return writer.write("v1", prediction_log.new_request_id(), inputs or {"a": values}, [0] * len(values))
-
-
-def test_infinity_is_kept_in_the_log():
-    writer = prediction_log.LogWriter("infinite")
-    _answered(writer, [None, math.inf, -math.inf, 1.0])
-    _answered(writer, [2.0])
-
-    signature = Signature(columns=infer_columns(pd.DataFrame({"a": [math.inf, math.nan]})))
-    frame = prediction_log.read("infinite", lambda _version: signature)
-
-    assert frame["a"].tolist()[1:] == [math.inf, -math.inf, 1.0, 2.0]
-    assert prediction_log.size("infinite") == 5
-    assert prediction_log.unreadable("infinite") == 0
-
-
-@pytest.mark.parametrize(
-    "line", [b"{", b"\xff\xfe", b"[]", b"{}", b"null", b'{"time": 1, "version": "v1", "request": "r", "inputs": 1, "outputs": 2}']
-)  # fmt: skip
-def test_a_line_that_cannot_be_read_is_counted_and_left_out(line):
-    writer = prediction_log.LogWriter("spoilt")
-    _answered(writer, [1.0])
-    (segment,) = prediction_log.folder("predictions", "spoilt").glob("*.jsonl")
-    with segment.open("ab") as file:
-        file.write(line + b"\n")
-    _answered(writer, [2.0])
-
-    assert prediction_log.read("spoilt", lambda _version: None)["a"].tolist() == [1.0, 2.0]
-    assert prediction_log.size("spoilt") == 2
-    assert prediction_log.unreadable("spoilt") == 1
-
-
-@pytest.mark.parametrize("remove", [shutil.rmtree, lambda folder: next(folder.glob("*.jsonl")).unlink()])
-def test_a_segment_deleted_under_its_writer_is_followed_by_a_new_one(remove):
-    writer = prediction_log.LogWriter("deleted")
-    _answered(writer, [1.0])
-    remove(prediction_log.folder("predictions", "deleted"))
-
-    assert _answered(writer, [2.0])
-    assert prediction_log.read("deleted", lambda _version: None)["a"].tolist() == [2.0]
-    assert writer.dropped == 0
-
-
-def test_the_log_names_its_own_columns_around_the_inputs_and_is_sorted_by_its_own_time(monkeypatch):
-    writer = prediction_log.LogWriter("names")
-    for now, early in ((200.0, 1), (100.0, 2)):
-        monkeypatch.setattr(prediction_log.time, "time", lambda now=now: now)
-        _answered(writer, [0], time=[early], time_=[early], prediction=[8], prediction_=[9])
-
-    frame = prediction_log.read("names", lambda _version: None)
-
-    assert frame["time"].tolist() == frame["time_"].tolist() == [2, 1]
-    assert frame["time__"].is_monotonic_increasing
-    assert frame["prediction__"].tolist() == [0, 0]
-    assert (frame["prediction"].tolist(), frame["prediction_"].tolist()) == ([8, 8], [9, 9])
+# -- the rest
 
 
 def test_columns_called_columns_and_data_are_served():

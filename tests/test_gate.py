@@ -27,7 +27,8 @@ from nbdeploy import arrow_body, gate, home
 from nbdeploy.errors import GateError, NotFound
 from nbdeploy.gate_parameters import declared, fitted
 from nbdeploy.gate_result import Check, GateResult
-from nbdeploy.signature import Output, Signature, infer_columns
+from nbdeploy.signature import Output, Signature
+from nbdeploy.signature_inference import infer_columns
 
 WHO: dict[str, str] = {"deployment": "flight-delay", "version": "v1", "digest": "0123456789abcdef" * 4}
 CHECK = "import nbdeploy.gate as g\ng.check('accuracy', 0.9, at_least=0.8)"
@@ -522,7 +523,7 @@ class Handler(BaseHTTPRequestHandler):
         late = frame["x"] > (0.6 if "parity" in self.server.faults else 0.5)
         if arrow:
             scores = np.column_stack([1.0 - late, late * 1.0])
-            told = arrow_body.write_answers(late.to_numpy(), scores, (False, True), ["id"] * len(frame), "v1")
+            told = arrow_body.write_answers(late.to_numpy(), scores, (False, True), "id", "v1")
             self.answer(200, told, arrow_body.MEDIA)
             return
         answer = {"predictions": late.tolist(), "prediction_ids": ["id"] * len(frame), "version": "v1"}

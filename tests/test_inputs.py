@@ -79,7 +79,7 @@ def backed(values, kind):
 def through_json(version, X):
     from nbdeploy import artifact, arrow_body, client, request_body
     loaded = artifact.load(version.path, version.files)
-    body, media = client._body(loaded.signature, client._frame(X, loaded.signature))
+    body, media = client.body_of(loaded.signature, client.frame_of(X, loaded.signature))
     if media == arrow_body.MEDIA:
         return loaded.predict(arrow_body.read(body, loaded.signature)).tolist()
     return loaded.predict(loaded.signature.decode(request_body.parse_json(body))).tolist()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import numpy as np
 import orjson
 import pandas as pd
@@ -205,6 +206,27 @@ def test_a_disk_that_refuses_is_told(home):
     assert "Retry-After" in refused.value.headers
     place(NAME).unlink()
     assert post({"labels": {FIRST: 1}}) == {"labels": 1}
+
+
+def test_a_running_service_takes_labels(flights, flight_model):
+    X, y = flights
+    service = nbdeploy.deploy(flight_model, "flight-delay", X, y, progress=False)
+    ids = nbdeploy.predict("flight-delay", X.head(3))["prediction_id"].tolist()
+
+    def ask(content: bytes, media: str = "application/json") -> httpx.Response:
+        return httpx.post(f"{service.url}/labels", content=content, headers={"Content-Type": media}, timeout=30)
+
+    answer = ask(json.dumps({"labels": {ids[0]: True, ids[1]: False}}).encode())
+    assert (answer.status_code, answer.json()) == (200, {"labels": 2})
+    assert ask(json.dumps({"labels": {"x": 1}}).encode()).status_code == 422
+    assert ask(b"{").status_code == 400
+    assert ask(b"{}", "text/csv").status_code == 415
+    assert ask(b" " * (3 << 20)).status_code == 413
+    nbdeploy.stop("flight-delay")
+    nbdeploy.label("flight-delay", {ids[1]: True})  # with the service stopped
+    shown = nbdeploy.predictions("flight-delay").set_index("prediction_id")["label"]
+    assert shown[ids[:2]].tolist() == [True, True]
+    assert pd.isna(shown[ids[2]])
 
 
 # -- on disk ------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import pandas as pd
 import psutil
 import pytest
 
+from kinds import Double, Slow
 from services import running
 
 MIB = 1 << 20
@@ -28,19 +29,6 @@ FRAME = pd.DataFrame({"x": [0.5, 1.5, 2.5], "word": ["a", "b", "c"]})
 ROW = b'{"x": 1.5, "word": "a"}'
 HEAD = "POST /predict HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
 WAIT = float(os.environ.get("NBDEPLOY_TEST_LEAK_SECONDS", "180"))
-
-
-class Double:
-    def predict(self, X: pd.DataFrame) -> np.ndarray:
-        return X["x"].to_numpy() * 2
-
-
-class Slow:
-    """Takes 20 ms for each call."""
-
-    def predict(self, X: pd.DataFrame) -> np.ndarray:
-        time.sleep(0.02)
-        return X["x"].to_numpy() * 2
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +45,7 @@ def unhurried(service):
         "half a body": start(service, head(service, len(ROW)), ROW[:5]),
         "nothing": start(service),
     }
-    begun = time.monotonic()
-    yield opened, begun
+    yield opened
     for connection in opened.values():
         connection.close()
 
@@ -113,7 +100,7 @@ def answer_of(connection: socket.socket, seconds: float = 20) -> tuple[int, dict
         length = next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length"))
         while len(body) < length:
             body += connection.recv(65_536)
-        connection.settimeout(3)
+        connection.settimeout(0.5)
         try:
             closed = connection.recv(1) == b""
         except TimeoutError:
@@ -205,8 +192,7 @@ def test_a_body_shorter_or_longer_than_its_length_harms_nobody(service):
         assert answer_of(connection)[0] in (0, 400)
     with start(service, head(service, len(ROW)), ROW + b"GARBAGE\r\n\r\n") as connection:
         status, _, closed = answer_of(connection)
-        assert status == 200
-        assert closed or answer_of(connection)[0] in (0, 400)
+        assert (status == 200) or (status == 400 and closed)  # the garbage may be there before the answer
     for chunks in (b"zz\r\n", b"-1\r\n", b"ffffffffffffffffff\r\n", b"5\r\n{}\r\n", b"2\r\n{}\r\n0\r\nx: y\r\n\r\n"):
         with start(service, head(service, None, "Transfer-Encoding: chunked"), chunks) as connection:
             connection.shutdown(socket.SHUT_WR)
@@ -234,6 +220,7 @@ BOMBS = {
     "fractions": b"[" + b"1.5," * 10_000_000 + b"0]",
     "split": b'{"columns": ["x", "word"], "data": [' + b"[]," * 5_000_000 + b"[]]}",
     "one digit": b"[" + b"1" * (60 * MIB) + b"]",
+    "runs of digits": b"[" + (b"1" * 199 + b",") * 300_000 + b"x]",
     "an exponent": b"[1e" + b"9" * (60 * MIB) + b"]",
     "a text": b'["' + b"\\u0041" * (10 * MIB) + b'"]',
     "backslashes": b'["' + b"\\\\" * (30 * MIB) + b'"]',
@@ -256,7 +243,7 @@ def blow(service, name: str) -> None:
     assert grown[0] < 12 * 64, (name, grown)
 
 
-@pytest.mark.parametrize("name", ["brackets", "empty lists", "numbers", "doubled keys"])
+@pytest.mark.parametrize("name", ["brackets", "objects", "texts", "quotes", "doubled keys"])
 def test_a_bomb_is_refused_in_bounded_time_and_memory(service, name):
     blow(service, name)
 
@@ -384,7 +371,7 @@ def overload(seconds: float) -> None:
 
 
 def test_at_four_times_its_capacity_a_service_sheds_at_once_and_answers_the_rest():
-    overload(6)
+    overload(5)
 
 
 @pytest.mark.slow
@@ -396,14 +383,13 @@ def test_a_minute_at_four_times_its_capacity_is_answered_or_shed():
 
 
 def test_who_does_not_go_on_is_refused(service, unhurried):
-    opened, begun = unhurried
+    opened = unhurried
 
     assert answer_of(opened["half a head"], 30)[0] == 408
     assert answer_of(opened["nothing"], 90)[0] == 0
     status, told, closed = answer_of(opened["half a body"], 40)
     assert (status, closed) == (408, True)
     assert "did not arrive" in told["error"]
-    assert time.monotonic() - begun < 45 or "earlier"
 
 
 # Leaks
@@ -427,7 +413,7 @@ def leak(service, seconds: float, bound: float) -> None:
                     asked += 1
                     time.sleep(pause)
 
-    ask(time.monotonic() + max(4.0, seconds / 6))  # what is loaded and cached by the first requests
+    ask(time.monotonic() + max(3.0, seconds / 6))  # what is loaded and cached by the first requests
     memory_before, files_before = process.memory_info().rss, process.num_fds()
     threads_before = process.num_threads()
     ask(time.monotonic() + seconds)
@@ -437,8 +423,8 @@ def leak(service, seconds: float, bound: float) -> None:
     assert process.num_threads() <= threads_before + 2
 
 
-def test_ten_seconds_of_requests_leave_nothing_behind(service):
-    leak(service, 10, 0.10)
+def test_seconds_of_requests_leave_nothing_behind(service):
+    leak(service, 5, 0.10)
 
 
 @pytest.mark.slow

@@ -26,7 +26,8 @@ import nbdeploy
 from nbdeploy import access_log
 from nbdeploy.access_log import AccessLog
 from nbdeploy.serving_metrics import Metrics
-from nbdeploy.signature import Signature, infer_columns
+from nbdeploy.signature import Signature
+from nbdeploy.signature_inference import infer_columns
 from services import running
 
 LINUX_ONLY = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
@@ -332,7 +333,8 @@ from pathlib import Path
 from types import SimpleNamespace
 import pandas as pd
 from nbdeploy.serving_metrics import Metrics
-from nbdeploy.signature import Signature, infer_columns
+from nbdeploy.signature import Signature
+from nbdeploy.signature_inference import infer_columns
 table = pd.DataFrame({"delay": [1.0, 2.0, 3.0], "carrier": ["AA", "UA", "AA"]})
 log = SimpleNamespace(rows_written=1, dropped=0, failing="")
 metrics = Metrics("flights", "v1", Signature(infer_columns(table)), log, folder=Path(sys.argv[1]), worker=sys.argv[2])
@@ -824,6 +826,8 @@ def test_any_worker_of_a_service_shows_what_all_of_them_did(service):
 
 
 def test_a_worker_that_is_killed_takes_no_count_along(service):
+    assert httpx.post(f"{service.url}/predict", json=service.rows[:1]).status_code == 200
+    time.sleep(0.6)  # what it counted is written down by then
     before = scraped(service)
     workers = [each for each in psutil.Process(service.pid).children() if "nbdeploy.worker" in each.cmdline()]
     assert len(workers) == 2
@@ -845,6 +849,7 @@ def _restarted(page, before):
 def test_rows_that_the_log_loses_show(service):
     folder = service.home / "predictions" / "metered"
     aside = folder.with_name("aside")
+    assert httpx.post(f"{service.url}/predict", json=service.rows[:1]).status_code == 200  # so that there is a log
     before = scraped(service)
     folder.rename(aside)
     for path in aside.rglob("*"):
@@ -864,7 +869,7 @@ def test_rows_that_the_log_loses_show(service):
 def test_two_deployments_never_mix_theirs(service, flights):
     X, _ = flights
     before = scraped(service)
-    with running(predict_zero, "other", X[["hour"]]) as (second, _):
+    with running(lambda frame: [0] * len(frame), "other", X[["hour"]]) as (second, _):
         assert httpx.post(f"{second.url}/predict", json=[{"hour": 5}, {"hour": 99}]).status_code == 200
         theirs = scraped(second)
         assert value(theirs, "nbdeploy_rows_total") == 2
@@ -872,7 +877,3 @@ def test_two_deployments_never_mix_theirs(service, flights):
         assert value(theirs, "nbdeploy_info", name="other", nbdeploy=nbdeploy.__version__) == 1
         assert not any(("column", "carrier") in labels for _, labels in theirs)
         assert grown(service, before, "nbdeploy_rows_total") == 0
-
-
-def predict_zero(X):
-    return [0] * len(X)

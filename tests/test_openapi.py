@@ -26,7 +26,8 @@ from nbdeploy.answers import STRING, Output
 from nbdeploy.exchange import Served
 from nbdeploy.serving_docs import openapi
 from nbdeploy.serving_page import index_page
-from nbdeploy.signature import Signature, infer_columns
+from nbdeploy.signature import Column, Signature
+from nbdeploy.signature_inference import infer_columns
 from services import running
 
 SERVED = Served("kinds", "v1", replace(SIGNATURE, example=RECORD, classes=(False, True)))
@@ -151,6 +152,15 @@ def test_rows_without_names_are_described_where_nobody_named_the_columns():
 
     assert is_valid(document, [[1.5, 3.5], [2, 3]])
     assert not is_valid(document, [[1.5]])
+    row = {"indices": [0], "values": [1.5]}  # an object that a bare list would pass for a record
+    sparse = Signature(
+        (Column("x", "float", "float64", shape=(3,), cells="sparse"),), container="sparse", example={"x": row}
+    )
+    body = openapi(Served("bare", "v1", sparse))["paths"]["/predict"]["post"]["requestBody"]["content"][
+        "application/json"
+    ]
+    for each in body["examples"].values():
+        sparse.check(each["value"])
     images = infer_columns(pd.DataFrame({"x": [np.zeros((2, 2)), np.ones((2, 2))]}))
     document = openapi(Served("bare", "v1", Signature(images, container="array", example={"x": [[0.0, 0], [0, 0]]})))
     assert is_valid(document, [[[1, 2], [3, 4]]])
@@ -220,19 +230,19 @@ def records_only(service, tmp_path):
 
 def test_a_hundred_requests_of_the_document_are_answered_as_it_says(service, records_only):
     exact = ",".join((*CHECKS, "positive_data_acceptance"))
-    assert explore(service, records_only, "-c", exact, "-n", "60", "--seed=1", "--phases=fuzzing") >= 60
+    assert explore(service, records_only, "-c", exact, "-n", "50", "--seed=1", "--phases=fuzzing") >= 50
 
     # The same model under another version's path is the same route.
     every = [
         "-c",
         ",".join(CHECKS),
         "-n",
-        "3",
+        "6",
         "--seed=2",
         "--phases=fuzzing",
         "--exclude-path-regex=/versions/|explain",
     ]
-    assert explore(service, f"{service.url}/openapi.json", *every) >= 50
+    assert explore(service, f"{service.url}/openapi.json", *every) >= 40
 
 
 @pytest.mark.slow
@@ -240,13 +250,14 @@ def test_a_hundred_requests_of_the_document_are_answered_as_it_says(service, rec
 def test_two_thousand_requests_of_the_document_are_answered_as_it_says(service, records_only, seed):
     exact = ",".join((*CHECKS, "positive_data_acceptance"))
     phases = (f"--seed={seed}", "--phases=examples,coverage,fuzzing")
-    assert explore(service, records_only, "-c", exact, "-n", "2000", *phases) >= 2_000
+    made = explore(service, records_only, "-c", exact, "-n", "700", *phases)
 
     whole = f"{service.url}/openapi.json"
     # SHAP takes a tenth of a second for a row.
     posts = ("--include-method=POST", "--exclude-path-regex=/versions/|explain")
-    assert explore(service, whole, *posts, "-c", ",".join(CHECKS), "-n", "350", *phases) >= 2_000
-    assert explore(service, whole, "-c", ",".join(CHECKS), "-n", "20", *phases) >= 500
+    made += explore(service, whole, *posts, "-c", ",".join(CHECKS), "-n", "200", *phases)
+    made += explore(service, whole, "-c", ",".join(CHECKS), "-n", "10", "--include-method=GET", *phases)
+    assert made >= 2_000
 
 
 # The page

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import nbdeploy
-from nbdeploy import model_store, panel_form, panel_parts, panel_static, panel_view, workflow
+from nbdeploy import model_store, panel_form, panel_parts, panel_static, panel_view, watching, workflow
 from nbdeploy.errors import DriftError, NotFound
 from nbdeploy.panel_static import Facts, Snapshot
 from nbdeploy.signature import Column, Signature
@@ -188,7 +188,7 @@ def test_an_error_becomes_one_line_of_text(disk, monkeypatch, error, text):
     def drift(_name):
         raise error
 
-    monkeypatch.setattr(workflow, "drift", drift)
+    monkeypatch.setattr(watching, "drift", drift)
     view = nbdeploy.panel("flights")
     view.drift.click()
 
@@ -354,7 +354,7 @@ def test_an_answer_an_error_and_a_log_stay_text_in_the_widgets(disk, monkeypatch
         raise DriftError(answers[-1])
 
     monkeypatch.setattr(workflow, "predict", predict)
-    monkeypatch.setattr(workflow, "drift", drift)
+    monkeypatch.setattr(watching, "drift", drift)
     monkeypatch.setattr(workflow, "logs", lambda _name, _lines: answers[-1])
     found = []
     for text in ("harmless", payload):

@@ -33,7 +33,8 @@ from nbdeploy.log_keeping import expire
 from nbdeploy.log_segments import lines_files, parquet_files, place
 from nbdeploy.log_values import hash_key
 from nbdeploy.prediction_log import Entry, LogWriter
-from nbdeploy.signature import Signature, infer_columns, json_column
+from nbdeploy.signature import Signature, json_column
+from nbdeploy.signature_inference import infer_columns
 
 HERE = os.path.dirname(__file__)
 
@@ -302,6 +303,7 @@ def test_a_segment_that_is_written_to_is_not_sealed():
 def test_the_background_seals_what_is_finished_and_ends_with_its_writer():
     import psutil
 
+    before = threading.enumerate()
     with writer(keep_every=0.2) as log:
         expected = fill(log, 3)
         log.rotate()
@@ -310,7 +312,27 @@ def test_the_background_seals_what_is_finished_and_ends_with_its_writer():
         assert sorted(ids(read())) == sorted(expected)
         assert (place(NAME) / "clock.json").exists()
     assert [child.cmdline() for child in psutil.Process().children() if "nbdeploy.log_keeping" in child.cmdline()] == []
-    assert "log keeper" not in [thread.name for thread in threading.enumerate()]
+    assert "log keeper" not in [thread.name for thread in threading.enumerate() if thread not in before]
+
+
+def test_who_seals_as_a_process_ends_well_and_says_what_it_could_not_seal(home):
+    with writer() as log:
+        fill(log, 1)
+    command = [sys.executable, "-m", "nbdeploy.log_keeping", NAME]
+
+    def sealed() -> tuple[int, str]:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            said = process.stderr.read()
+            return process.wait(20), said
+
+    (path,) = lines_files(place(NAME))
+    (path.parent / "parquet").write_text("no folder")
+    code, said = sealed()
+    assert (code, len(said.splitlines())) == (1, 1)
+    assert NAME in said
+    (path.parent / "parquet").unlink()
+    assert sealed() == (0, "")
+    assert len(parquet_files(place(NAME))) == 1
 
 
 def test_who_seals_ends_with_whoever_started_it(home):
@@ -425,7 +447,7 @@ def test_a_damaged_parquet_file_is_counted_and_left_out():
         log.rotate()
         expected = fill(log, 1)
     prediction_log.seal(NAME)
-    first, _ = parquet_files(place(NAME))
+    (first,) = (path for path in parquet_files(place(NAME)) if expected[0].encode() not in path.read_bytes())
     first.write_bytes(first.read_bytes()[:100])
     assert ids(read()) == expected
     assert (prediction_log.size(NAME), prediction_log.unreadable(NAME)) == (len(expected), 1)

@@ -15,7 +15,7 @@ import pytest
 import nbdeploy
 from nbdeploy import prediction_log
 from nbdeploy.errors import InputError, SaveError
-from nbdeploy.signature import infer_columns
+from nbdeploy.signature_inference import infer_columns
 
 PRIVATE = ["tailnum", "group", "wealth", "born", "when", "vector"]
 TRAINED = "TRAINED"  # in every private text that was learned from

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from nbdeploy import answers, protocol_inference, tensor_body
 from nbdeploy.exchange import Reply
-from nbdeploy.signature import Signature, infer_columns
+from nbdeploy.signature import Signature
+from nbdeploy.signature_inference import infer_columns
 from protocols import FLIGHTS, RECORD, Face, chances, flights_model, flights_signature
 
 PATH = "/v2/models/flights/infer"

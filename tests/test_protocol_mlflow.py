@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from nbdeploy import answers, protocol_mlflow
-from nbdeploy.signature import Signature, infer_columns
+from nbdeploy.signature import Signature
+from nbdeploy.signature_inference import infer_columns
 from protocols import CLASSES, FLIGHTS, RECORD, Face, chances, flights_model, flights_signature
 
 PATH = "/invocations"

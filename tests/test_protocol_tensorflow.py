@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from nbdeploy import answers, protocol_tensorflow
-from nbdeploy.signature import Signature, infer_columns
+from nbdeploy.signature import Signature
+from nbdeploy.signature_inference import infer_columns
 from protocols import RECORD, Face, chances, flights_model, flights_signature
 
 PATH = "/v1/models/flights:predict"

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 import nbdeploy
 from nbdeploy import answers, protocol_bentoml, protocol_inference, protocol_mlflow, protocol_tensorflow
 from nbdeploy.exchange import Served
-from nbdeploy.signature import Signature, infer_columns
+from nbdeploy.signature import Signature
+from nbdeploy.signature_inference import infer_columns
 from protocols import FLIGHTS, RECORD, Face, chances, flights_signature
 from services import running
 from test_protocol_inference import HEADER, binary, many, record

@@ -525,4 +525,6 @@ def test_requests_pass_bentomls_own_middleware_where_it_is_asked_for(flight_mode
     assert "bentoml_service_request_total" in page
     assert 'nbdeploy_rows_total{version="v1"} 1.0' in page
     assert "method=POST,path=/predict" in nbdeploy.logs("observed")
+    for path in ("/livez", "/schema.json", "/predict"):  # BentoML's own routes are guarded too
+        assert httpx.get(service.url + path, headers={"Host": "elsewhere.example"}).status_code == 421
     nbdeploy.stop("observed")

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbdeploy.errors import InputError, SaveError
-from nbdeploy.signature import Signature, infer_columns, jsonable
+from nbdeploy.signature import Signature, jsonable
+from nbdeploy.signature_inference import infer_columns
 
 FRAME = pd.DataFrame(
     {

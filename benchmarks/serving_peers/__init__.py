@@ -86,7 +86,7 @@ def _mlserver(batch: int) -> Peer:
         ],
         paths=lambda _container: ("/v2/models/flights/infer", "/v2/models/flights/ready"),
         body=_tensors, values=lambda answer: answer["outputs"][0]["data"],
-        note="one worker beside the process that speaks HTTP" + ("; `max_batch_size` 32, `max_batch_time` 1 ms" if batch else ""),
+        note="one worker beside the process that speaks HTTP" + ("; `max_batch_size` 32, `max_batch_time` 10 ms" if batch else ""),
     )  # fmt: skip
 
 
@@ -132,7 +132,7 @@ PEERS = [
     Peer(
         "BentoML, batching", "bentoml", start=_bentoml("Batched"), paths=lambda _container: ("/predict", "/readyz"),
         body=lambda rows: {"X": rows}, values=lambda answer: answer,
-        note="`batchable=True` with a list of pydantic models or an array; with DataFrames it does not work",
+        note="`batchable=True` with a list of pydantic models or an array; with DataFrames it does not work. After a burst its dispatcher goes on waiting for company",
     ),
     Peer(
         "FastAPI", "fastapi", start=_uvicorn("fastapi_app:app"), paths=lambda container: (f"/{container}", "/ready"),

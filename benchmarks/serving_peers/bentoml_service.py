@@ -16,6 +16,8 @@ from pydantic import BaseModel
 
 
 class Flight(BaseModel):
+    """One row of the pipeline and the forest."""
+
     month: int
     day: int
     hour: int
@@ -29,6 +31,8 @@ class Flight(BaseModel):
 
 @bentoml.service
 class Frames:
+    """A frame in, as the documentation shows it."""
+
     def __init__(self) -> None:
         self.model = joblib.load(os.environ["BENCH_MODEL"] + "/model.joblib")
 
@@ -39,6 +43,8 @@ class Frames:
 
 @bentoml.service
 class Arrays:
+    """An array in, as the documentation shows it."""
+
     def __init__(self) -> None:
         self.model = joblib.load(os.environ["BENCH_MODEL"] + "/model.joblib")
 
@@ -49,6 +55,8 @@ class Arrays:
 
 @bentoml.service
 class FramesBatched:
+    """Rows in, with adaptive batching."""
+
     def __init__(self) -> None:
         self.model = joblib.load(os.environ["BENCH_MODEL"] + "/model.joblib")
 
@@ -59,6 +67,8 @@ class FramesBatched:
 
 @bentoml.service
 class ArraysBatched:
+    """An array in, with adaptive batching."""
+
     def __init__(self) -> None:
         self.model = joblib.load(os.environ["BENCH_MODEL"] + "/model.joblib")
 

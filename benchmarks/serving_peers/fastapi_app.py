@@ -13,6 +13,8 @@ app = FastAPI()
 
 
 class Flight(BaseModel):
+    """One row of the pipeline and the forest."""
+
     model_config = ConfigDict(extra="forbid")
 
     month: int
@@ -27,10 +29,14 @@ class Flight(BaseModel):
 
 
 class Predictions(BaseModel):
+    """What the classifiers say."""
+
     predictions: list[bool]
 
 
 class Estimates(BaseModel):
+    """What the regression says."""
+
     predictions: list[float]
 
 

@@ -1,0 +1,148 @@
+"""What a deployment was asked, what turned out to be true, and how both differ from training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from nbdeploy import deployment, label_log, model_store, prediction_log, routing
+from nbdeploy.answers import PREDICTION
+from nbdeploy.errors import DriftError, NotFound
+from nbdeploy.home import reports_folder
+from nbdeploy.label_log import Labelled
+from nbdeploy.signature import Signature
+
+if TYPE_CHECKING:
+    from nbdeploy.drift_result import DriftReport
+
+
+def predictions(name: str, since: Any = None, until: Any = None) -> pd.DataFrame:
+    """What `name` was asked and what it answered, oldest first.
+
+    Parameters
+    ----------
+    since, until : str, datetime or timedelta, optional
+        ``"24h"``, ``"7d"`` ago, or a moment (UTC unless it says otherwise).
+
+    Returns
+    -------
+    DataFrame
+        The inputs, then ``prediction``, ``prediction_id``, ``version``, ``time`` and ``label``. Empty before the first
+        request.
+    """
+    must_be_known(name)
+    return prediction_log.read(name, _signatures(name), since, until, label_log.read(name))
+
+
+def label(name: str, labels: Any) -> Labelled:
+    """Keep what turned out to be true of what was predicted. All is kept; of one prediction the last label counts.
+
+    The service need not run. When this returns, the labels are safely on the disk.
+
+    Parameters
+    ----------
+    labels : Series, DataFrame or mapping
+        By prediction id: a series indexed by it, or a frame with the columns ``prediction_id`` and ``label``. Missing
+        ones are left out. A label is a string of up to 1,000 characters, a number, a boolean, or a moment, which is
+        kept as its ISO 8601 text; None in a mapping takes a label back.
+
+    Raises
+    ------
+    InputError
+        One is none; nothing is kept then.
+    NotFound
+        Nothing is saved or logged under `name`.
+    """
+    must_be_known(name)
+    return label_log.add(name, label_log.pairs(labels))
+
+
+def drift(
+    name: str, since: Any = None, *, until: Any = None, max_rows: int = 50_000, html_path: Path | None = None
+) -> DriftReport:
+    """Compare what a deployment was asked with what its version learned from.
+
+    Parameters
+    ----------
+    since, until : str, datetime or timedelta, optional
+        The window of the log; all of it by default.
+    max_rows : int
+        Rows per side that Evidently sees, a reproducible sample.
+    html_path : Path, optional
+        Where Evidently's whole report goes; by default ``nbdeploy-reports/NAME/`` in the working directory.
+
+    Raises
+    ------
+    DriftError
+        Nothing was asked in that window.
+    NotFound
+    """
+    must_be_known(name)
+    if max_rows < 1:
+        msg = f"a report on {max_rows} rows has nothing to compare"
+        raise DriftError(msg, "Give max_rows=1 or more.")
+    subject = model_store.get(name, live_version(name))
+    live = subject.version
+    log = prediction_log.read(name, _signatures(name), since, until)
+    signature = subject.signature
+    version_column = prediction_log.own_column("version", signature.names)
+    log = log[log[version_column] == live] if len(log) else log
+    if not len(log):
+        window = f" since {since}" if since is not None else ""
+        msg = f"{name}:{live} has answered no request{window}"
+        raise DriftError(msg, f"Ask it something first: nbdeploy.predict({name!r}, X_new).")
+    from nbdeploy import drift_report
+
+    # What is private is not in the log, or as hashes; arrays have no distribution to compare.
+    compared = [column for column in signature.columns if not column.private and not column.shape]
+    labels = [column.label for column in compared]
+    answer = prediction_log.own_column("prediction", signature.names)
+    whole, expected = subject.reference, subject.expected
+    reference = whole[labels]
+    current = log[[column.name for column in compared]].set_axis(labels, axis=1)
+    single = PREDICTION in expected and pd.api.types.is_scalar(expected[PREDICTION].iloc[0])
+    if single and log[answer].notna().all():
+        reference = reference.assign(**{answer: expected[PREDICTION]})
+        current = current.assign(**{answer: log[answer].astype(expected[PREDICTION].dtype)})
+    if not len(reference.columns):
+        msg = f"{name}:{live} has no column that can be compared: its inputs are arrays or private"
+        raise DriftError(msg, "See its predictions: nbdeploy.predictions(...).")
+    if html_path is None:
+        html_path = reports_folder(name) / f"drift-{live}-{datetime.now(timezone.utc):%Y%m%dT%H%M%S}.html"
+    return drift_report.measure(
+        reference, current, name=name, version=live, since="" if since is None else str(since),
+        html_path=Path(html_path), max_rows=max_rows,
+    )  # fmt: skip
+
+
+def must_be_known(name: str) -> None:
+    """Raise `NotFound`, with the closest name, unless something is saved, runs or was logged as `name`."""
+    if not (model_store.versions(name) or deployment.find(name) or prediction_log.size(name)):
+        model_store.get(name)  # raises, with the closest name
+
+
+def live_version(name: str) -> str | None:
+    """The live version, unless it was deleted."""
+    live = routing.live(name)
+    return live if live in {version.version for version in model_store.versions(name)} else None
+
+
+# -- helpers ------------------------------------------------------------------------------------------------
+
+
+def _signatures(name: str) -> Callable[[str], Signature | None]:
+    known: dict[str, Signature | None] = {}
+
+    def signature_of(version: str) -> Signature | None:
+        if version not in known:
+            known[version] = None
+            with suppress(NotFound):
+                known[version] = model_store.get(name, version).signature
+        return known[version]
+
+    return signature_of
