@@ -327,6 +327,17 @@ def value_problems(column: Column, values: Sequence[Any], limit: int) -> list[di
     return found
 
 
+def plain_values(column: Column) -> tuple[frozenset[type], Any, Any] | None:
+    """The types, and the range where there is one, of values that may stand in `column` without a closer look.
+
+    None for columns whose every value needs one. A value that is not among them may be right all the same.
+    """
+    types = _PLAIN_TYPES.get(column.kind)
+    if types is None:
+        return None
+    return (types, *_bounds(column)) if column.kind in ("int", "float") else (types, None, None)
+
+
 def _suspects(column: Column, values: Sequence[Any], start: int = 0) -> Iterator[int]:
     """The rows that may be at fault, a few among many: a look at each alone costs pandas a hundred times as much."""
     if len(values) <= 8:

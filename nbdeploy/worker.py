@@ -31,6 +31,32 @@ KEEP_ALIVE = 65  # seconds between requests of one connection
 LINGER = 5.0
 
 
+class _OneWrite:
+    """A transport that sends the head of a response together with its body: one system call, not two."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if not self._head and data.endswith(b"\r\n\r\n") and not data.startswith(b"HTTP/1.1 100"):
+            self._head = data
+            return
+        held, self._head = self._head, b""
+        self._transport.write(held + data if held else data)
+
+    def flush(self) -> None:
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class Protocol(HttpToolsProtocol):
     """uvicorn's HTTP with limits on what comes before a body, where uvicorn has none."""
 
@@ -42,6 +68,8 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._sent = _OneWrite(transport)
+        self.transport = self._sent  # type: ignore[assignment]
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -67,6 +95,10 @@ class Protocol(HttpToolsProtocol):
             self._refuse(431, f"there are more than {HEADERS} headers")
             return
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        self._sent.flush()  # the answer to HEAD has no body
+        super().on_response_complete()
 
     def on_body(self, body: bytes) -> None:
         if self._refused:
