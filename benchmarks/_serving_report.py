@@ -18,6 +18,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 TIMES = "\N{MULTIPLICATION SIGN}"
 BEGIN, END = "<!-- serving.py begins -->", "<!-- serving.py ends -->"
 SHOWN = ["uvicorn", "uvloop", "httptools", "pydantic", "scikit-learn", "numpy", "pandas"]
+TUNED = ", batching"  # peers whose batching, off by default, was switched on and tuned
 
 
 def machine() -> str:
@@ -126,11 +127,13 @@ def _load_targets(name: str, peers: dict[str, dict[str, Any]]) -> list[tuple[str
         return []
     rows: list[tuple[str, str, str, bool | None]] = []
     if others:
-        best, who = max((facts["rate"], other) for other, facts in others.items())
-        times = ours["rate"] / best
         target = f"at least 10 {TIMES}" if name != "linear" else ""
-        text = f"{times:.1f} {TIMES} the best peer's ({ours['rate']:,.0f} against {best:,.0f}, {who})"
-        rows.append((f"{name}: 32 clients, requests/s", text, target, times >= 10 if target else None))
+        as_started = {who: facts for who, facts in others.items() if not who.endswith(TUNED)}
+        for among, what in ((others, "best peer's"), (as_started, "best of those as they start, without batching")):
+            best, who = max((facts["rate"], other) for other, facts in among.items())
+            times = ours["rate"] / best
+            text = f"{times:.1f} {TIMES} the {what} ({ours['rate']:,.0f} against {best:,.0f}, {who})"
+            rows.append((f"{name}: 32 clients, requests/s", text, target, times >= 10 if target else None))
         bounds = {
             "p99": ("32 clients, p99", 0.5),
             "one_p50": ("1 client, p50", 0.8),

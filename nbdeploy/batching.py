@@ -18,6 +18,7 @@ MAX_WAITING_ROWS = 200_000
 MAX_WAITING = 2_000  # requests
 MAX_WAIT = 30.0  # seconds
 MAX_GATHER = 0.05
+IDLE_GATHERS = 16  # calls without a try after one that was in vain
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,9 +48,10 @@ class _Waiting(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """One thread that calls `run` with all items that wait, up to a number of rows.
 
-    A lone item never waits for company. After a call for several, as many more are about to come from those who were
-    just answered: the next call waits for them, at most half as long as a call takes. Without that, the first of them
-    would be a call of its own, and the others would wait a whole call for the next.
+    A lone item never waits for company. Where several ask, those who were just answered may be about to ask again: the
+    next call waits for them, at most half as long as a call takes and 50 ms. Without that, who comes back first would
+    have a call of its own, and the others would wait a whole call for the next. Where they do not come back, it is not
+    tried again for a while.
 
     Small requests do not wait behind large ones: a request of more than half a batch goes alone, and after it
     whoever else is waiting has its turn before the next large one.
@@ -86,7 +88,7 @@ class Batcher(Generic[Item, Result]):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._working: asyncio.Task[None] | None = None
         self._last_was_large = False
-        self._wanted, self._enough = 0, asyncio.Event()
+        self._wanted, self._enough, self._idle_gathers = 0, asyncio.Event(), 0
         self._seconds_per_call = 0.0
         self.waiting_rows = 0
 
@@ -127,19 +129,27 @@ class Batcher(Generic[Item, Result]):
         calls += -(-self.waiting_rows // self._max_rows) if self._together else len(self._small)
         return calls * self._seconds_per_call
 
-    async def _gather(self, expected: int) -> None:
-        """Return when `expected` items wait, or after half of a call's time."""
-        self._wanted, self._enough = expected, asyncio.Event()
+    async def _gather(self, answered: int) -> None:
+        """Wait for those who were just answered, where others wait too or they were several."""
+        before = len(self._small)
+        if not self._together or self._large or answered + before <= 1:
+            return
+        if self._idle_gathers:
+            self._idle_gathers -= 1
+            return
+        self._wanted, self._enough = before + answered, asyncio.Event()
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._enough.wait(), min(MAX_GATHER, self._seconds_per_call / 2))
         self._wanted = 0
+        if len(self._small) - before < answered / 2:
+            self._idle_gathers = IDLE_GATHERS
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         answered = 0
         try:
             while True:
-                if self._together and answered > 1 and len(self._small) < answered and not self._large:
+                if answered:
                     await self._gather(answered)
                 if not (batch := self._next()):
                     break

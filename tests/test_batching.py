@@ -141,3 +141,37 @@ def test_a_client_that_is_gone_costs_no_model_call():
     run(ask())
 
     assert [item for batch in model.batches for item in batch] == [1, 2]
+
+
+def test_clients_that_ask_again_at_once_are_answered_together_again():
+    model = Model(slow=0.04)
+    batcher = Batcher(model)
+
+    async def client(number):
+        await asyncio.sleep(0.001 * number)
+        for _ in range(6):
+            await batcher.answer(number, 1)
+            await asyncio.sleep(0.001 * number)  # the answer travels, the next question too
+
+    async def crowd():
+        await asyncio.gather(*(client(number) for number in range(8)))
+
+    run(crowd())
+
+    sizes = [len(batch) for batch in model.batches]
+    assert sum(sizes) == 48
+    assert len(sizes) <= 9  # one for each of the six, and a few while they find together
+
+
+def test_a_lone_client_never_waits_for_company():
+    model = Model(slow=0.04)
+    batcher = Batcher(model)
+
+    async def alone():
+        await batcher.answer(0, 1)
+        begun = time.perf_counter()
+        for number in range(5):
+            await batcher.answer(number, 1)
+        return time.perf_counter() - begun
+
+    assert run(alone()) < 5 * 0.04 + 0.05
