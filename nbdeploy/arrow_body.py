@@ -6,7 +6,7 @@ A body comes from anybody: it is bounded before it is decoded, and every buffer 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,13 @@ import pyarrow.compute as pc
 from nbdeploy import answers
 from nbdeploy.answers import Output, Predicted, Probabilities
 from nbdeploy.errors import InputError
-from nbdeploy.request_body import Unreadable
+from nbdeploy.request_body import MAX_ROWS, Unreadable
 from nbdeploy.signature import MAX_PROBLEMS, Column, Signature, build_column, json_column, problem, refusal
 
 MEDIA = "application/vnd.apache.arrow.stream"
 MAX_TEXT_BYTES = 256 << 20  # of one column, when each row has its own
-MAX_ROWS = 10_000_000  # a column of nulls takes no byte, however long
+MAX_CELLS = 10_000_000  # of one column: a list of bits is eight times as long as its bytes
+MAX_RANK = 8
 
 
 def read(body: bytes, signature: Signature) -> pd.DataFrame:
@@ -35,10 +36,8 @@ def read(body: bytes, signature: Signature) -> pd.DataFrame:
     InputError
         The rows do not fit the signature.
     """
-    table = _table(body)
-    names = table.column_names
-    if problems := signature.name_problems(names):
-        raise refusal(problems)
+    problems: list[dict[str, Any]] = []
+    table = _table(body, lambda schema: _check_types(schema, signature))
     if not table.num_rows:
         raise refusal([problem(None, None, "at least one row", "an empty table")])
     series: dict[str | int, pd.Series] = {}
@@ -146,31 +145,98 @@ def _answer_array(output: Output, array: np.ndarray[Any, Any]) -> Any:
     return pa.array(array.tolist() if array.dtype.kind in "OU" else array)
 
 
-def _table(body: bytes) -> pa.Table:
+def _table(body: bytes, check: Callable[[pa.Schema], None] = lambda _: None) -> pa.Table:
+    """The stream as a table; `check` looks at the types before anything of theirs is read."""
     source = pa.py_buffer(body)
     try:
         _refuse_compressed(source)
         with pa.ipc.open_stream(source) as reader:
+            list(map(str, reader.schema.names))  # a name may be no UTF-8
+            check(reader.schema)
             batches, rows = [], 0
             for batch in reader:
                 rows += batch.num_rows
                 if rows > MAX_ROWS:
                     msg = f"the stream has more than {MAX_ROWS:,} rows"
                     raise Unreadable(msg)
+                batch.validate()
+                _refuse_swollen(batch)
                 batch.validate(full=True)
                 batches.append(batch)
-            table = pa.Table.from_batches(batches, schema=reader.schema)
-            list(map(str, table.column_names))  # a name may be no UTF-8
-            return table
+            return pa.Table.from_batches(batches, schema=reader.schema)
     except (pa.ArrowException, OSError, EOFError, ValueError, struct.error, IndexError, UnicodeDecodeError) as error:
+        if isinstance(error, InputError):
+            raise
         said = " ".join(str(error).split())[:120]
         msg = f"the body is not an Arrow IPC stream: {said}"
         raise Unreadable(msg) from error
 
 
+def _check_types(schema: pa.Schema, signature: Signature) -> None:
+    """Refuse names and types that do not fit, and types whose few bytes may stand for gigabytes."""
+    if problems := signature.name_problems(schema.names):
+        raise refusal(problems)
+    for column in signature.columns:
+        kind = schema.field(column.name).type
+        if not (_holds_cells(kind) if column.shape else _fits(column, _written_out(kind))):
+            problems.append(problem(None, column.name, column.expected, f"a column of type {str(kind)[:60]}"))
+    if problems:
+        raise refusal(problems[:MAX_PROBLEMS])
+
+
+def _holds_cells(kind: Any) -> bool:
+    """Whether its cells are lists, of any depth, of plain values that are all in the stream."""
+    types = pa.types
+    depth = 0
+    while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        kind, depth = kind.value_type, depth + 1
+    plain = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+    return 0 < depth <= MAX_RANK and (plain or types.is_string(kind) or types.is_large_string(kind))
+
+
+def _written_out(kind: Any) -> Any:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _refuse_swollen(batch: pa.RecordBatch) -> None:
+    """Refuse what is small in the stream and large when each row has its own: texts that rows share, lists of bits."""
+    for name, held in zip(batch.schema.names, batch.columns, strict=True):
+        kind = held.type
+        if pa.types.is_dictionary(kind) and _is_text(kind.value_type):
+            lengths = pc.binary_length(held.dictionary)
+            written = _sum(lengths.take(held.indices.drop_null()))
+        elif pa.types.is_string_view(kind):
+            # The length is the first of a view's four numbers; Arrow has no function for it.
+            views = np.frombuffer(held.buffers()[1], dtype="int32").reshape(-1, 4)
+            written = _sum(pa.array(views[held.offset : held.offset + len(held), 0]))
+        else:
+            written = 0
+            cells = held
+            while hasattr(cells.type, "value_type") and not pa.types.is_dictionary(cells.type):
+                cells = cells.flatten()
+            if len(cells) > MAX_CELLS:
+                got = f"{len(cells):,} values"
+                raise refusal([problem(None, name[:80], f"at most {MAX_CELLS:,} values", got)])
+        if written > MAX_TEXT_BYTES:
+            got = f"texts of {written:,} bytes"
+            raise refusal([problem(None, name[:80], f"texts of at most {MAX_TEXT_BYTES:,} bytes together", got)])
+
+
+def _is_text(kind: Any) -> bool:
+    return any(is_a(kind) for is_a in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
+def _sum(lengths: Any) -> int:
+    if pc.min(lengths).as_py() is not None and pc.min(lengths).as_py() < 0:
+        msg = "a text of negative length"
+        raise ValueError(msg)
+    return int(pc.sum(lengths.cast(pa.int64())).as_py() or 0)
+
+
 def _refuse_compressed(source: Any) -> None:
     # A few bytes of a compressed buffer may stand for gigabytes, which Arrow would allocate. Its Python API does not
-    # tell of compression; the message's own header, a flatbuffer, does: RecordBatch.compression.
+    # tell of compression; the message's own header, a flatbuffer, does: RecordBatch.compression. Before that there was
+    # an experimental form, in a batch's own metadata.
     for message in pa.ipc.MessageReader.open_stream(source):
         if message.type in ("record batch", "dictionary") and _is_compressed(bytes(message.metadata)):
             msg = "its buffers are compressed; send them as they are"
@@ -179,6 +245,8 @@ def _refuse_compressed(source: Any) -> None:
 
 def _is_compressed(metadata: bytes) -> bool:
     message = struct.unpack_from("<I", metadata, 0)[0]
+    if _field(metadata, message, 4):
+        return True
     kind = _field(metadata, message, 1)
     header = _follow(metadata, _field(metadata, message, 2))
     if header and metadata[kind] == 2:  # DictionaryBatch: its data is the RecordBatch
@@ -205,13 +273,7 @@ def _follow(data: bytes, place: int) -> int:
 def _series(column: Column, held: Any) -> pd.Series:
     kind = held.type
     if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-        if column.shape or not _fits(column, kind) or pa.types.is_string_view(kind):
-            raise refusal([problem(None, column.name, column.expected, f"a column of type {str(held.type)[:60]}")])
-        _refuse_swollen(column, held)
-        held = held.cast(kind)
-    if not column.shape and not _fits(column, kind):
-        raise refusal([problem(None, column.name, column.expected, f"a column of type {str(kind)[:60]}")])
+        held = held.cast(kind.value_type)
     if column.kind == "string" and not column.shape and (texts := _texts(column, held)) is not None:
         return texts
     fast = not column.shape and column.kind in ("int", "float", "bool") and _is_numpy(column.dtype)
@@ -232,18 +294,6 @@ def _texts(column: Column, held: Any) -> pd.Series | None:
     if dtype == np.dtype(object) and not held.null_count:
         return pd.Series(held.to_numpy(), dtype=object)
     return None
-
-
-def _refuse_swollen(column: Column, held: Any) -> None:
-    """Refuse a dictionary whose few long texts would stand for gigabytes, written out row by row."""
-    written = 0
-    for chunk in held.chunks:
-        if pa.types.is_string(chunk.dictionary.type) or pa.types.is_large_string(chunk.dictionary.type):
-            lengths = pc.binary_length(chunk.dictionary)
-            written += pc.sum(lengths.take(chunk.indices.drop_null()).cast(pa.int64())).as_py() or 0
-    if written > MAX_TEXT_BYTES:
-        got = f"texts of {written:,} bytes"
-        raise refusal([problem(None, column.name, f"texts of at most {MAX_TEXT_BYTES:,} bytes together", got)])
 
 
 def _numbers(column: Column, held: Any) -> np.ndarray[Any, Any] | None:

@@ -89,7 +89,7 @@ class Batcher(Generic[Item, Result]):
         self._working: asyncio.Task[None] | None = None
         self._last_was_large = False
         self._wanted, self._enough, self._idle_gathers = 0, asyncio.Event(), 0
-        self._seconds_per_call = 0.0
+        self._seconds_per_call = self._begun = 0.0
         self.waiting_rows = 0
 
     @property
@@ -124,10 +124,13 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def expected_wait(self) -> float:
-        """Seconds until what waits now is answered, as far as past calls tell."""
+        """Seconds until what waits now is answered, as far as past calls, and the one under way, tell."""
         calls = len(self._large)
         calls += -(-self.waiting_rows // self._max_rows) if self._together else len(self._small)
-        return calls * self._seconds_per_call
+        elapsed = time.perf_counter() - self._begun if self._begun else 0.0
+        # One that takes longer than others did will take as long again, for all that is known.
+        under_way = max(self._seconds_per_call - elapsed, elapsed - self._seconds_per_call, 0.0) if elapsed else 0.0
+        return under_way + calls * self._seconds_per_call
 
     async def _gather(self, answered: int) -> None:
         """Wait for those who were just answered, where others wait too or they were several."""
@@ -154,10 +157,11 @@ class Batcher(Generic[Item, Result]):
                 if not (batch := self._next()):
                     break
                 answered = len(batch)
-                begun = time.perf_counter()
+                self._begun = time.perf_counter()
                 results = await loop.run_in_executor(self._thread, self._answers, [each.item for each in batch])
-                taken, known = time.perf_counter() - begun, self._seconds_per_call
+                taken, known = time.perf_counter() - self._begun, self._seconds_per_call
                 self._seconds_per_call = 0.9 * known + 0.1 * taken if known else taken
+                self._begun = 0.0
                 for each, result in zip(batch, results, strict=True):
                     if each.answer.done():
                         continue
@@ -166,26 +170,38 @@ class Batcher(Generic[Item, Result]):
                     else:
                         each.answer.set_result(result)
         finally:
-            self._working = None
+            self._working, self._begun = None, 0.0
 
     def _next(self) -> list[_Waiting[Item, Result]]:
-        batch: list[_Waiting[Item, Result]] = []
-        rows = 0
-        if self._large and (self._last_was_large is False or not self._small):
-            batch, self._last_was_large = [self._large.popleft()], True
-        else:
-            self._last_was_large = False
-            while self._small and (not batch or (self._together and rows + self._small[0].rows <= self._max_rows)):
-                batch.append(self._small.popleft())
-                rows += batch[-1].rows
-        self.waiting_rows -= sum(each.rows for each in batch)
-        wanted = [each for each in batch if not each.answer.done()]
-        return wanted or (self._next() if batch else [])
+        while self._small or self._large:
+            batch: list[_Waiting[Item, Result]] = []
+            rows = 0
+            if self._large and (self._last_was_large is False or not self._small):
+                batch, self._last_was_large = [self._large.popleft()], True
+            else:
+                self._last_was_large = False
+                while self._small and (not batch or (self._together and rows + self._small[0].rows <= self._max_rows)):
+                    batch.append(self._small.popleft())
+                    rows += batch[-1].rows
+            self.waiting_rows -= sum(each.rows for each in batch)
+            if wanted := [each for each in batch if not each.answer.done()]:  # else their clients are gone
+                return wanted
+        return []
 
     def _answers(self, items: list[Item]) -> list[Result | BaseException]:
         try:
-            return list(self._run(items))
-        except Exception as error:  # noqa: BLE001  whatever a model raises
+            results = list(self._run(items))
+            return [_raisable(each) if isinstance(each, BaseException) else each for each in results]
+        except BaseException as error:  # noqa: BLE001  whatever a model raises: a library in Rust panics, it may exit
             if len(items) == 1:
-                return [error]
+                return [_raisable(error)]
         return [self._answers([item])[0] for item in items]
+
+
+def _raisable(error: BaseException) -> Exception:
+    """`error` as a future can hold it, and no loop ends of."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    wrapped = RuntimeError(f"{type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped

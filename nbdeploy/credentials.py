@@ -70,6 +70,24 @@ def provide_token(name: str, options: ServeOptions, address: str) -> str:
     return str(path)
 
 
+def mounted_token(name: str, options: ServeOptions) -> str | None:
+    """The token of an application that is mounted in the user's own; None where it needs none.
+
+    What the user gave is kept nowhere: in ``tokens/NAME`` stands what a running deployment of that name is asked with.
+
+    Raises
+    ------
+    ServiceError
+        The user's file does not hold one, or others may read it.
+    """
+    if options.token is False:
+        return None
+    given = read_token(Path(options.token_file)) if options.token_file else _given()
+    if given is not None or not options.token:
+        return given
+    return read_token(Path(provide_token(name, options, "127.0.0.1")))
+
+
 def check_tls(cert: str, key: str) -> None:
     """Raise `ServiceError` unless the two files make a server that its own callers would trust now."""
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -42,8 +41,7 @@ def application(version: ModelVersion, options: Mapping[str, Any]) -> HttpApp:
             raise InputError(msg, hint="Tell it to your server.")
     # The names that your server is called by are your server's to know.
     chosen = ServeOptions.chosen({**options, "allowed_hosts": options.get("allowed_hosts") or (ANY,)})
-    path = credentials.provide_token(version.name, chosen, chosen.host)
-    token = credentials.read_token(Path(path)) if path else None
+    token = credentials.mounted_token(version.name, chosen)
     app = HttpApp()
     endpoint = Endpoint(version.name, version.version, version.path, version.files, chosen)
     app.open(endpoint, Guard(chosen, token))

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
@@ -73,7 +73,7 @@ class Endpoint:
         self.served = Served(name, version, self.signature)
         self.log = LogWriter(
             name, self.signature.columns, outputs=self.signature.outputs, required=options.log_required,
-            max_bytes=options.log_bytes, days=options.log_days,
+            max_bytes=options.log_bytes, days=options.log_days, workers=options.workers,
         )  # fmt: skip
         self.metrics = Metrics(name, version, self.signature, self.log, folder=folder, worker=worker)
         # One model call at a time: few models promise that predict may run in two threads at once.
@@ -108,19 +108,24 @@ class Endpoint:
         """
         return await self._batcher.answer(question, question.rows)
 
-    async def explain(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    async def explain(self, read: Callable[[], Mapping[str, Sequence[Any]]]) -> dict[str, Any]:
         """What each column adds to the answer to each row; see `nbdeploy.explanations`. It is not logged.
+
+        Parameters
+        ----------
+        read : callable
+            Gives the checked values by column. It is called in another thread.
 
         Raises
         ------
         InputError
             Too many rows, or rows that cannot be explained.
         """
-        frame = self.signature.build(columns)
-        work = asyncio.get_running_loop().run_in_executor(self._explaining, self._explain, frame)
+        work = asyncio.get_running_loop().run_in_executor(self._explaining, self._explain, read)
         return {**await work, "version": self.version}
 
-    def _explain(self, frame: pd.DataFrame) -> dict[str, Any]:
+    def _explain(self, read: Callable[[], Mapping[str, Sequence[Any]]]) -> dict[str, Any]:
+        frame = self.signature.build(read())
         if self._explainer is None:
             # Each call takes its turn with the predictions; SHAP is loaded by the first one.
             reference = artifact.read_reference(self.place, self.signature)
@@ -156,7 +161,9 @@ class Endpoint:
             seen += [(None, question.frame) for question in questions if question.frame is not None]
             first, second = iter(listed), iter(given)
             found = [next(first if question.frame is None else second) for question in questions]
-            replies = [question.write(answer) for question, answer in zip(questions, found, strict=True)]
+            replies: list[Reply | Exception] = [
+                question.write(answer) for question, answer in zip(questions, found, strict=True)
+            ]
         except Refused as refused:
             if len(questions) > 1:
                 raise
@@ -166,14 +173,17 @@ class Endpoint:
                 raise
             raise self._blamed(error, questions[0]) from (None if self.signature.has_private else error)
         taken = time.perf_counter() - begun
-        logged = self.log.write([self._entry(*pair) for pair in zip(questions, found, strict=True)])
-        self.metrics.called([question.rows for question in questions], taken, self._batcher.waiting_rows)
+        kept = self.log.write_each([self._entry(*pair) for pair in zip(questions, found, strict=True)])
+        if self.options.log_required and not all(kept):
+            msg = "the answer could not be logged, and this service gives none that is not"
+            unlogged = Refused(503, msg, headers={"Retry-After": "5"}, reason="log")
+            replies = [reply if held else unlogged for reply, held in zip(replies, kept, strict=True)]
+            questions = [question for question, held in zip(questions, kept, strict=True) if held]
+        if questions:
+            self.metrics.called([question.rows for question in questions], taken, self._batcher.waiting_rows)
         for columns, frame in seen:
             self.metrics.saw(columns, frame)
-        if not logged and self.options.log_required:
-            msg = "the answer could not be logged, and this service gives none that is not"
-            return [Refused(503, msg, headers={"Retry-After": "5"}, reason="log") for _ in questions]
-        return list(replies)
+        return replies
 
     def _told(self, questions: list[Question]) -> tuple[list[Answer], list[_Seen]]:
         columns = _joined(questions)

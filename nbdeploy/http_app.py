@@ -71,6 +71,10 @@ class HttpApp:
             if self._access is not None:
                 self._access.close()
 
+    def __repr__(self) -> str:
+        served = self.endpoint and self.endpoint.served
+        return f"HttpApp({served.name}:{served.version})" if served else "HttpApp()"
+
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """One ASGI conversation."""
         kind = scope["type"]
@@ -84,11 +88,16 @@ class HttpApp:
 
     async def guard(self, inner: App, scope: Message, receive: Receive, send: Send) -> None:
         """Let `inner` answer whom the guard lets in: for what stands before this application, and has routes too."""
+        call = _Call(scope["method"], _path(scope), _headers(scope), {})
+        if self.endpoint is None:
+            await _send(send, _STARTING, {}, head=False)
+            return
         try:
-            if self.endpoint is not None:
-                call = _Call(scope["method"], _path(scope), _headers(scope), {})
-                route = self._route(call)
-                self._guard.check(call.method, call.headers, open=route is not None and route.open)
+            if (preflight := self._guard.preflight(call.method, call.headers)) is not None:
+                await _send(send, preflight, {}, head=False)
+                return
+            route = self._route(call)
+            self._guard.check(call.method, call.headers, open=route is not None and route.open)
         except Refused as refused:
             await _send(send, self._refusal(call, refused), {}, head=call.method == "HEAD")
             return
@@ -101,8 +110,7 @@ class HttpApp:
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         endpoint = self.endpoint
         if endpoint is None:
-            await _send(send, Reply(b'{"error": "the service is starting", "problems": []}', status=503,
-                                    headers={"Retry-After": "1"}), {}, head=False)  # fmt: skip
+            await _send(send, _STARTING, {}, head=False)
             return
         begun = time.perf_counter()
         metrics = endpoint.metrics
@@ -228,7 +236,7 @@ class HttpApp:
     async def _body(self, route: Route, call: _Call, receive: Receive, deadline: _Deadline) -> bytes:
         limit = route.limit or self._options.max_body
         announced = call.headers.get("content-length", "0")
-        if announced.isdigit() and len(announced) < 20 and int(announced) > limit:
+        if announced.isascii() and announced.isdecimal() and (len(announced) > 19 or int(announced) > limit):
             raise Refused(413, _too_large(limit))
         deadline.start(READ_SECONDS, 408, f"the body did not arrive within {READ_SECONDS:g} s")
         blocks: list[bytes] = []
@@ -273,6 +281,9 @@ def all_routes(endpoint: Endpoint, *, token: bool) -> list[Route]:
 
 
 # -- helpers ------------------------------------------------------------------------------------------------
+
+
+_STARTING = Reply(b'{"error": "the service is starting", "problems": []}', status=503, headers={"Retry-After": "1"})
 
 
 class _Gone(Exception):
@@ -332,7 +343,8 @@ def _headers(scope: Message) -> dict[str, str]:
 
 def _path(scope: Message) -> str:
     path, root = scope["path"], scope.get("root_path", "")
-    return str(path[len(root) :] if root and path.startswith(root) else path)
+    inside = root and (path == root or path.startswith(f"{root.rstrip('/')}/"))
+    return str(path[len(root.rstrip("/")) :] or "/") if inside else str(path)
 
 
 def _refuse_doubled(raw: list[tuple[bytes, bytes]]) -> None:

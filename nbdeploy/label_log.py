@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import errno
 import fcntl
 import math
 import os
@@ -71,10 +70,11 @@ def add(name: str, labels: Mapping[str, Any]) -> Labelled:
         raise InputError(msg, problems, first["hint"])
     where = place(name)
     private_folder(where)
-    items = iter(labels.items())
+    items, now, lines = iter(labels.items()), time.time(), []
     while some := dict(islice(items, MAX_LABELS)):
-        line = orjson.dumps({"time": time.time(), "labels": some}, option=orjson.OPT_APPEND_NEWLINE)
-        _append(where, line)
+        lines.append(orjson.dumps({"time": now, "labels": some}, option=orjson.OPT_APPEND_NEWLINE))
+    if lines:
+        _append(where, b"".join(lines))
     return Labelled(check_name(name), len(labels))
 
 
@@ -176,15 +176,15 @@ def _files(where: Path) -> list[Path]:
     return sorted((where / "labels").glob(f"*{LINES}"))
 
 
-def _append(where: Path, line: bytes) -> None:
+def _append(where: Path, lines: bytes) -> None:
     folder = where / "labels"
     private_folder(folder)
     with _locked(folder):
-        path, made = _current(where, len(line))
+        path, made = _current(where, len(lines))
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o600)
         try:
             os.fchmod(descriptor, 0o600)  # whatever the umask was
-            _write(descriptor, line, _whole_end(descriptor))
+            _write(descriptor, lines, _whole_end(descriptor))
         finally:
             os.close(descriptor)
         if made:
@@ -192,22 +192,21 @@ def _append(where: Path, line: bytes) -> None:
             sync_folder(where)
 
 
-def _write(descriptor: int, line: bytes, end: int) -> None:
-    whole = False
+def _write(descriptor: int, lines: bytes, end: int) -> None:
+    """All of `lines` or, where the disk refuses, none."""
     try:
-        if os.write(descriptor, line) == len(line):
-            os.fsync(descriptor)
-            whole = True
-    finally:
-        if not whole:
-            with suppress(OSError):
-                os.ftruncate(descriptor, end)
-    if not whole:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        left = memoryview(lines)
+        while left:
+            left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    except BaseException:
+        with suppress(OSError):
+            os.ftruncate(descriptor, end)
+        raise
 
 
 def _current(where: Path, more: int) -> tuple[Path, bool]:
-    """The file to write to, and whether it is new: one takes a day's labels, up to 8 MiB."""
+    """The file to write to, and whether it is new: one takes a day's labels, up to 8 MiB or one call's."""
     files, clock = _files(where), clock_of(where)
     now = clock.now()
     if not (where / CLOCK).exists():
@@ -215,8 +214,7 @@ def _current(where: Path, more: int) -> tuple[Path, bool]:
     with suppress(FileNotFoundError):  # removed meanwhile
         if files and files[-1].stat().st_size + more <= FILE_BYTES and now - begun(files[-1].name) <= DAY:
             return files[-1], False
-    last = begun(files[-1].name) if files else 0.0
-    return new_path(where / "labels", max(now, last + 0.001)), True
+    return new_path(where / "labels", now, files[-1] if files else None), True
 
 
 def _whole_end(descriptor: int) -> int:

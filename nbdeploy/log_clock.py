@@ -103,6 +103,9 @@ class LogClock:
         assert self._moment is not None
         if (kept := self._kept()) is not None and kept.log > self._moment.log:
             self._moment = replace(self._moment, log=kept.log)
+            if kept.boot == self._moment.boot and kept.uptime <= self._moment.uptime:
+                # Its time may have the gap in it already, which must not be added twice.
+                self._moment = replace(self._moment, gap=kept.gap, steady=kept.steady)
         with suppress(OSError):
             write_json(self._path, asdict(self._moment))
 

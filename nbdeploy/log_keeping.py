@@ -110,7 +110,9 @@ def _seal(where: Path, path: Path) -> None:
         break
     if made or not unreadable:
         os.unlink(path)
-        path.with_suffix(FRAMES).unlink(missing_ok=True)
+        if (frames := path.with_suffix(FRAMES)).exists():
+            sync_folder(where)  # after a power cut no lines must refer to frames that are gone
+            frames.unlink(missing_ok=True)
     else:  # kept for whoever wants to look, and never looked at again here
         os.replace(path, path.with_suffix(SPOILT))
 

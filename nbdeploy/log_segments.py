@@ -35,15 +35,20 @@ def place(name: str) -> Path:
     return home() / "predictions" / check_name(name)
 
 
-def new_path(where: Path, log_time: float) -> Path:
-    """A name for a new segment; they sort by the log's time."""
-    return where / f"{max(0, int(log_time * 1000)):013d}-{secrets.token_hex(4)}{LINES}"
+def new_path(where: Path, log_time: float, after: Path | None = None) -> Path:
+    """A name for a new segment; they sort by the log's time, and one `after` another also within a millisecond."""
+    first = 0 if after is None else _milliseconds(after.name) + 1
+    return where / f"{max(first, int(log_time * 1000)):013d}-{secrets.token_hex(4)}{LINES}"
 
 
 def begun(stem: str) -> float:
     """The log's time at which the segment of this name was begun; 0 where the name does not say."""
+    return _milliseconds(stem) / 1000
+
+
+def _milliseconds(stem: str) -> int:
     found = re.match(r"\d{13}", stem)
-    return int(found[0]) / 1000 if found else 0.0
+    return int(found[0]) if found else 0
 
 
 def clock_of(where: Path) -> LogClock:

@@ -9,6 +9,7 @@ import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,32 @@ def hashed(key: bytes, column: Column, values: Sequence[Any]) -> list[str | None
 
 
 def _hash(key: bytes, column: Column, value: Any) -> str:
-    if column.kind in ("int", "float") and not column.shape:
-        value = int(value) if column.kind == "int" else float(value)
-    elif column.kind == "category" and isinstance(value, float) and value.is_integer():
-        value = int(value)  # JSON has one kind of number
-    text = repr(value).encode() if isinstance(value, float) else orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY) if not _is_number(value) else _digits(column, value)
     return hmac.digest(key, column.name.encode() + b"\0" + text, "sha256").hex()[:HASH_DIGITS]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def _digits(column: Column, value: Any) -> bytes:
+    """A number as the column has it, in one spelling: JSON knows no types, and 3, 3.0 and -0.0 are numbers of it."""
+    dtype = None if column.shape else _float_type(column.category_dtype if column.kind == "category" else column.dtype)
+    if dtype is not None:
+        with np.errstate(over="ignore"):
+            value = float(dtype.type(value))
+    if isinstance(value, (float, np.floating)):
+        value = float(value)
+        return repr(value).encode() if not value.is_integer() else str(int(value)).encode()
+    return str(int(value)).encode()
+
+
+@cache
+def _float_type(name: str) -> np.dtype[Any] | None:
+    """NumPy's type of a column's floats; None where it has none."""
+    dtype = pd.api.types.pandas_dtype(name or "object")
+    plain = dtype if isinstance(dtype, np.dtype) else getattr(dtype, "numpy_dtype", None)
+    return plain if isinstance(plain, np.dtype) and plain.kind == "f" else None
 
 
 # -- large values -------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from nbdeploy.errors import NbdeployError
 from nbdeploy.home import check_name, private_folder
 from nbdeploy.log_clock import DAY, LogClock
 from nbdeploy.log_keeping import expire, sealable
-from nbdeploy.log_segments import FRAMES, begun, clock_of, hold, new_path, place
+from nbdeploy.log_segments import FRAMES, clock_of, hold, new_path, place
 from nbdeploy.log_tables import Header, frame_table, packed
 from nbdeploy.log_values import MAX_ELEMENTS, MAX_TEXT, hash_key, hashed, logged_columns, may_be_large, summarised
 from nbdeploy.signature import Column, json_column, jsonable
@@ -99,6 +99,8 @@ class LogWriter:
     keep_every : float or None
         Seconds between two looks, in the background, at what there is to seal and to remove; the first comes so long
         after the first write. None: never.
+    workers : int
+        How many processes write the log at once: all their segments in use together have an eighth of `max_bytes`.
 
     Attributes
     ----------
@@ -119,12 +121,13 @@ class LogWriter:
         max_bytes: int = 10 << 30,
         days: float = 90.0,
         keep_every: float | None = ROUND,
+        workers: int = 1,
     ) -> None:
         self.name, self.required = check_name(name), required
         self.dropped = self.rows_written = self.bytes_written = 0
         self.failing = ""
         self._max_bytes, self._days, self._keep_every = max_bytes, days, keep_every
-        self._segment_bytes = max(SMALLEST_SEGMENT, min(SEGMENT_BYTES, max_bytes // 8))
+        self._segment_bytes = max(SMALLEST_SEGMENT, min(SEGMENT_BYTES, max_bytes // (8 * max(1, workers))))
         self._logged = logged_columns(columns)
         self._columns = {column.name: column for column in self._logged}
         self._header = Header(tuple(self._logged) if columns else None, tuple(outputs))
@@ -146,37 +149,44 @@ class LogWriter:
         self._keeper: threading.Thread | None = None
 
     def write(self, entries: Sequence[Entry]) -> bool:
-        """Append what a model call answered; False, and counted in `dropped`, where the disk refuses.
+        """`write_each`; whether all of it is in the log."""
+        return all(self.write_each(entries))
 
-        All of it is there then, or nothing, unless the process is killed in the midst of it.
+    def write_each(self, entries: Sequence[Entry]) -> list[bool]:
+        """Append what a model call answered; which entries are in the log. The rows of the others count as `dropped`.
+
+        Where the disk refuses, none is, unless the process is killed in the midst of it. An entry that no line can
+        hold is missing alone.
         """
         rows = sum([len(entry.outputs) for entry in entries])
         with self._lock:
             if self._pause and time.monotonic() < self._again:
                 self.dropped += rows
-                return False
+                return [False] * len(entries)
             try:
                 if self._hashed and self._key is None:
                     self._key = hash_key(self.name)
                 frames = self._frames(entries) if any(e.frame is not None for e in entries) else {}
                 if frames:
                     self._ready(sum(map(len, frames.values())))
-                lines, lost = self._lines(entries, self._placed(frames) if frames else {})
-                if lines:
-                    data = b"".join(lines)
+                lines = self._lines(entries, self._placed(frames) if frames else {})
+                if data := b"".join(lines):
                     if not frames:
                         self._ready(len(data))
                     self._append(data)
             except (OSError, NbdeployError) as error:
                 self._refused(error)
                 self.dropped += rows
-                return False
+                return [False] * len(entries)
             self._pause = 0.0
-            if not lost:
+            lost = 0
+            if all(lines):
                 self.failing = ""
+            else:
+                lost = sum(len(entry.outputs) for entry, line in zip(entries, lines, strict=True) if not line)
             self.dropped += lost
             self.rows_written += rows - lost
-        return not lost
+        return [*map(bool, lines)]
 
     def rotate(self) -> None:
         """Finish the segment: the next write begins another."""
@@ -210,16 +220,16 @@ class LogWriter:
                     found[place_] = packed(frame_table(self._header, self._hashed_frame(entry.frame)))
         return found
 
-    def _lines(self, entries: Sequence[Entry], placed: Mapping[int, dict[str, int]]) -> tuple[list[bytes], int]:
-        """The lines of entries, and how many rows are lost because no line can hold them."""
-        lines, lost = [], 0
+    def _lines(self, entries: Sequence[Entry], placed: Mapping[int, dict[str, int]]) -> list[bytes]:
+        """The line of each entry; an empty one where no line can hold it."""
+        lines = []
         for place_, entry in enumerate(entries):
             try:
                 lines.append(self._line(entry, placed.get(place_)))
             except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost anybody an answer
                 self.failing = f"{type(error).__name__} while what was answered is written"
-                lost += len(entry.outputs)
-        return lines, lost
+                lines.append(b"")
+        return lines
 
     def _line(self, entry: Entry, frame: dict[str, int] | None) -> bytes:
         told: dict[str, Any] = {
@@ -331,9 +341,8 @@ class LogWriter:
                 self.name, self._clock.now(), days=self._days, max_bytes=self._max_bytes, room=room,
                 segment=self._segment_bytes,
             )  # fmt: skip
-        after = begun(self._path.name) + 0.001 if self._path else 0.0  # in order also within a millisecond
         for _ in range(100):
-            path = new_path(where, max(self._clock.now(), after))
+            path = new_path(where, self._clock.now(), self._path)
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY, 0o600)
             # Whoever seals may have taken the empty file for one that is left over.
             if hold(descriptor) and os.fstat(descriptor).st_nlink:
@@ -423,11 +432,11 @@ def _write(descriptor: int, data: bytes | memoryview) -> None:
 
 
 def _holds_infinity(values: Sequence[Any]) -> bool:
-    # A column is of one type, so its first value tells whether to look.
+    # A column is of cells or of single values, so its first tells which. Floats may come after integers.
     first = next((value for value in values if value is not None), None)
     if isinstance(first, (list, dict)):
         return any(_holds_infinity(v.get("values", ()) if isinstance(v, dict) else v) for v in values if v)
-    return isinstance(first, float) and (math.inf in values or -math.inf in values)
+    return any(isinstance(value, (float, np.floating)) and math.isinf(value) for value in values)
 
 
 def _plain(value: Any) -> Any:

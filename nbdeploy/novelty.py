@@ -65,7 +65,7 @@ class Novelty:
     def __init__(self, signature: Signature) -> None:
         self.tallies: list[Tally] = []
         self._looks: list[_Look] = []
-        public = signature.logged
+        public = [column for column in signature.columns if not column.private]
         shared = OTHER
         while shared in signature.names:
             shared += "_"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nbdeploy import arrow_body, explanations
 from nbdeploy.exchange import JSON, Answer, Asked, Question, Refused, Reply, Route, Served, dump, dump_exact
 from nbdeploy.request_body import read_rows
+from nbdeploy.serve_options import MIB
 from nbdeploy.serving_docs import openapi
 from nbdeploy.serving_page import index_page
 from nbdeploy.signature import problem
@@ -34,8 +35,7 @@ def routes(endpoint: Endpoint, *, token: bool) -> list[Route]:
     async def explain(asked: Asked) -> Reply:
         if not explanations.available():
             raise Refused(501, explanations.NEEDED)
-        columns = read_rows(asked.body, served.signature)
-        return Reply(dump(await endpoint.explain(columns)))
+        return Reply(dump(await endpoint.explain(lambda: read_rows(asked.body, served.signature))))
 
     def card(_asked: Asked) -> Reply:
         from nbdeploy import card_html
@@ -52,7 +52,7 @@ def routes(endpoint: Endpoint, *, token: bool) -> list[Route]:
     health = Reply(b"\n", "text/plain; charset=utf-8")
     return [
         Route("POST", "/predict", read=partial(read, served), media=(JSON, arrow_body.MEDIA)),
-        Route("POST", "/explain", show=explain),
+        Route("POST", "/explain", show=explain, limit=2 * MIB),
         Route("GET", "/signature", show=_always(Reply(dump(facts)))),
         Route("GET", "/card", show=card, threaded=True),
         Route("GET", "/metrics", show=metrics, threaded=True),

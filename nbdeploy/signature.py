@@ -59,8 +59,8 @@ Task = Literal["classification", "regression", "other"]
 
 MAX_CATEGORIES = 200  # more distinct strings than this are free text, not categories
 MAX_PROBLEMS = 100
-MAX_HINTS = 10  # a hint costs a search through all names
-MAX_SEARCHED = 200
+MAX_HINTS = 3  # a hint costs a search through all names
+MAX_SEARCHED = 60
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class Signature:
         if self._one_dtype is not None:  # one array for all: a tenth of the time of one for each
             with suppress(ValueError, TypeError, OverflowError):  # below it is found out which one it was
                 values = np.array([lists[name] for name in self.names], dtype=self._one_dtype)
-                return pd.DataFrame(values.T, columns=self._labels.view(), copy=False)
+                return pd.DataFrame(values.T, columns=self._labels.copy(deep=True), copy=False)
         held: dict[int, Any] = {}
         for i, column in enumerate(self.columns):
             try:
@@ -269,10 +269,9 @@ class Signature:
                 raise refusal([problem(None, column.name, column.expected, told)]) from (
                     None if column.private else error
                 )
-        # Not copied into blocks by type: that costs more than all the rest. The labels know where each of them is
-        # already, which every frame that made its own would have to find out again.
+        # Not copied into blocks by type: that costs more than all the rest.
         frame = pd.DataFrame(held, copy=False)
-        frame.columns = self._labels.view()
+        frame.columns = self._labels.copy(deep=True)  # a model may write into its labels
         return frame
 
     @cached_property

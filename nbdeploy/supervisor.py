@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-GRACE = 30.0  # seconds for requests in flight
+GRACE = 30.0  # seconds for requests in flight, and 3 of them for a worker to close its log
 FIRST_PAUSE, MAX_PAUSE = 0.1, 10.0
 FORGOTTEN = 5  # seconds without a state file
 STDIN = 0
@@ -118,7 +118,7 @@ class Supervisor:
         descriptor = int(self.spec["descriptor"])
         command = [
             sys.executable, "-m", "nbdeploy.worker", self.spec["service"],
-            "--fd", str(descriptor), "--worker-id", str(number), "--timeout-graceful-shutdown", str(int(GRACE)),
+            "--fd", str(descriptor), "--worker-id", str(number), "--timeout-graceful-shutdown", str(int(GRACE) - 3),
         ]  # fmt: skip
         env = {
             **os.environ, "NBDEPLOY_SPEC": str(self._workers_spec), "NBDEPLOY_READY": str(self._note(number)),

@@ -90,7 +90,8 @@ def drift(
     live = subject.version
     log = prediction_log.read(name, _signatures(name), since, until)
     signature = subject.signature
-    version_column = prediction_log.own_column("version", signature.names)
+    logged = [column.name for column in signature.logged]
+    version_column = prediction_log.own_column("version", logged)
     log = log[log[version_column] == live] if len(log) else log
     if not len(log):
         window = f" since {since}" if since is not None else ""
@@ -101,7 +102,7 @@ def drift(
     # What is private is not in the log, or as hashes; arrays have no distribution to compare.
     compared = [column for column in signature.columns if not column.private and not column.shape]
     labels = [column.label for column in compared]
-    answer = prediction_log.own_column("prediction", signature.names)
+    answer = prediction_log.own_column("prediction", logged)
     whole, expected = subject.reference, subject.expected
     reference = whole[labels]
     current = log[[column.name for column in compared]].set_axis(labels, axis=1)

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import gc
 import json
+import logging
 import os
 import resource
 import socket
@@ -26,7 +27,11 @@ from nbdeploy.serve_options import MIDDLEWARE, READY, SPEC, ServeOptions
 
 HEAD_BYTES, HEADERS = 64 << 10, 100
 HEAD_SECONDS = 10.0  # from the connection, or the first byte of a request, to the end of its headers
+logger = logging.getLogger("bentoml.nbdeploy")
+
 KEEP_ALIVE = 65  # seconds between requests of one connection
+REQUESTS_AHEAD = 32  # of one connection, that wait for the answer to an earlier one
+STALLED = 30.0  # seconds for a client to go on reading its answer
 # Seconds to go on reading a body that was refused: closed at once, the connection would be reset under the refusal.
 LINGER = 5.0
 
@@ -58,13 +63,17 @@ class _OneWrite:
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP with limits on what comes before a body, where uvicorn has none."""
+    """uvicorn's HTTP with limits where uvicorn has none: on heads, trailers, requests ahead, and on who does not go on.
+
+    A refusal waits for the answers to earlier requests of its connection.
+    """
 
     _head = 0
-    _timer: asyncio.TimerHandle | None = None
-    _lingering: asyncio.TimerHandle | None = None
     _reading_head = True
-    _refused = False  # before there was a request; nothing more is read
+    _refused: tuple[int, str] | None = None  # nothing more is read
+    _timer: asyncio.TimerHandle | None = None  # of a head
+    _lingering: asyncio.TimerHandle | None = None  # of what nobody waits for
+    _stalled: asyncio.TimerHandle | None = None  # of an answer that is not read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -73,71 +82,122 @@ class Protocol(HttpToolsProtocol):
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_is_there()
+        for timer in (self._timer, self._lingering, self._stalled):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._refused is not None:
+            return
         if self._reading_head:
             self._head += len(data)
         super().data_received(data)
         # More than one request's head may be in `data`, and a part of a body: both are small.
-        if self._reading_head and self._head > HEAD_BYTES and not self.transport.is_closing():
+        if self._reading_head and self._head > HEAD_BYTES:
             self._refuse(431, f"the headers are larger than {HEAD_BYTES >> 10} KiB")
+        elif self._is_idle():
+            # The rest of a body that was refused, or of nothing: uvicorn has stopped its own clock.
+            self._lingering = self.loop.call_later(LINGER, self.transport.close)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         if not self._reading_head:  # another request on a connection that is kept
             self._await_head()
+            self._head = 1  # it has begun
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._reading_head:
+            super().on_header(name, value)
+            return
+        self._head += len(name) + len(value)  # a trailer, which nobody reads
+        if self._head > HEAD_BYTES:
+            self.transport.abort()
 
     def on_headers_complete(self) -> None:
+        if self._refused is not None:
+            return
         self._head_is_there()
         if len(self.headers) > HEADERS:
             self._refuse(431, f"there are more than {HEADERS} headers")
             return
         super().on_headers_complete()
+        if len(self.pipeline) > REQUESTS_AHEAD:
+            self.transport.abort()
 
     def on_response_complete(self) -> None:
         self._sent.flush()  # the answer to HEAD has no body
         super().on_response_complete()
+        if self.pipeline:  # uvicorn reads on after each answer, however many requests wait
+            self.flow.pause_reading()
+        if self._refused is not None and not self._is_busy():
+            self._say_refused()
 
     def on_body(self, body: bytes) -> None:
-        if self._refused:
-            return
-        if self.cycle.response_complete and self._lingering is None:
-            self._lingering = self.loop.call_later(LINGER, self.transport.close)
-        super().on_body(body)
+        if self._refused is None:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._lingering is not None:
-            self._lingering.cancel()
-            self._lingering = None
-        if not self._refused:
+        if self._refused is None:
             super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._stalled is None:
+            self._stalled = self.loop.call_later(STALLED, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's words
         self._refuse(400, "this is no HTTP request")
 
+    def _is_busy(self) -> bool:
+        """Whether an answer to an earlier request is still to come."""
+        cycle: Any = self.cycle
+        return bool(self.pipeline) or (cycle is not None and not cycle.response_complete)
+
+    def _is_idle(self) -> bool:
+        clocks = (self.timeout_keep_alive_task, self._timer, self._lingering)
+        return self._refused is None and not self._is_busy() and clocks == (None, None, None)
+
     def _await_head(self) -> None:
+        self._head_is_there()
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
         self._reading_head, self._head = True, 0
         self._timer = self.loop.call_later(HEAD_SECONDS, self._is_slow)
 
     def _head_is_there(self) -> None:
-        self._reading_head = False
+        self._reading_head, self._head = False, 0
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _is_slow(self) -> None:
-        if self._head:
+        if self._is_busy():  # reading may be paused: it is not the client who is slow
+            self._timer = self.loop.call_later(HEAD_SECONDS, self._is_slow)
+        elif self._head:
             self._refuse(408, f"the headers did not arrive within {HEAD_SECONDS:g} s")
         else:
             self.transport.close()
 
     def _refuse(self, status: int, error: str) -> None:
-        self._head_is_there()
-        self._refused = True
-        if self.transport.is_closing():
+        if self._refused is not None:
             return
+        self._head_is_there()
+        self._refused = (status, error)
+        if not self._is_busy():
+            self._say_refused()
+
+    def _say_refused(self) -> None:
+        if self.transport.is_closing() or self._refused is None:
+            return
+        status, error = self._refused
         body = json.dumps({"error": error, "problems": []}).encode()
         words = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}[status]
         head = f"HTTP/1.1 {status} {words}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
@@ -162,6 +222,10 @@ class _Server(Server):
             # What is loaded now stays: the collector need not look at it again, in the middle of a request.
             gc.collect()
             gc.freeze()
+            served = self.front.endpoint and self.front.endpoint.served
+            logger.info(
+                "%s:%s answers, process %d", *((served.name, served.version) if served else ("", "")), os.getpid()
+            )
             if note := os.environ.get(READY):
                 Path(note).touch(mode=0o600)  # noqa: ASYNC240  before the first request
 

@@ -121,7 +121,7 @@ def test_bombs_are_refused_before_they_are_decoded():
 
     with pytest.raises(Unreadable, match="compressed"):
         read(stream(zeros, options=pa.ipc.IpcWriteOptions(compression="zstd")), small)
-    with pytest.raises(Unreadable, match="more than 10,000,000 rows"):
+    with pytest.raises(Unreadable, match="more than 1,000,000 rows"):
         read(stream(pa.table({"a": pa.nulls(20_000_000)})), small)
     with pytest.raises((Unreadable, InputError)):
         read(stream(pa.table({"a": encoded})), small)
@@ -209,3 +209,39 @@ def test_a_dictionary_that_would_swell_to_gigabytes_is_refused_before_it_does():
     with pytest.raises(InputError, match=r"word.*at most"):
         read(stream(pa.table({"word": swollen})), signature)
     assert len(read(stream(pa.table({"word": small})), signature)) == 5
+
+
+def test_texts_that_many_rows_share_are_refused_before_they_are_written_out():
+    signature = Signature(infer_columns(pd.DataFrame({"word": ["a", "b"]})))
+    one = pa.array(["x" * 1_000_000]).cast(pa.string_view())
+    validity, view, text = one.buffers()
+    views = pa.Array.from_buffers(pa.string_view(), 300, [validity, pa.py_buffer(view.to_pybytes()[:16] * 300), text])
+    few = pa.array(["a", "bc"]).cast(pa.string_view())
+
+    with pytest.raises(InputError, match=r"word.*at most"):
+        read(stream(pa.table({"word": views})), signature)
+    assert read(stream(pa.table({"word": few})), signature)["word"].tolist() == ["a", "bc"]
+
+
+def test_cells_hold_plain_values_alone_and_not_millions_for_nothing():
+    signature = Signature(infer_columns(pd.DataFrame({"image": [np.zeros(3), np.ones(3)]})))
+    nothing = pa.FixedSizeListArray.from_arrays(pa.nulls(20_000_000), 1_000_000)
+    bits = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(16_000_000, dtype=bool)), 1_000_000)
+    overlapping = pa.ListViewArray.from_arrays(pa.array([0, 0]), pa.array([3, 3]), pa.array([1.0, 2.0, 3.0]))
+
+    for held in (nothing, overlapping):
+        with pytest.raises(InputError, match="a column of type"):
+            read(stream(pa.table({"image": held})), signature)
+    with pytest.raises(InputError, match="10,000,000 values"):
+        read(stream(pa.table({"image": bits})), signature)
+
+
+def test_a_batch_with_metadata_of_its_own_is_refused_for_that_was_compression_once():
+    signature = Signature(infer_columns(pd.DataFrame({"a": [1.0, 2.0]})))
+    batch = pa.record_batch({"a": pa.array([1.0])})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch, custom_metadata={"ARROW:experimental_compression": "zstd"})
+
+    with pytest.raises(Unreadable, match="compressed"):
+        read(sink.getvalue().to_pybytes(), signature)

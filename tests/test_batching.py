@@ -175,3 +175,40 @@ def test_a_lone_client_never_waits_for_company():
         return time.perf_counter() - begun
 
     assert run(alone()) < 5 * 0.04 + 0.05
+
+
+@pytest.mark.parametrize("fault", [StopIteration("no more"), KeyboardInterrupt(), SystemExit(3)])
+def test_whatever_a_model_raises_only_its_own_item_gets_an_error(fault):
+    class Raising(Model):
+        def __call__(self, items):
+            if any(item == 13 for item in items):
+                raise fault
+            return super().__call__(items)
+
+    batcher = Batcher(Raising(slow=0.02))
+
+    async def three():
+        return await asyncio.gather(*(batcher.answer(n, 1) for n in (1, 13, 2)), return_exceptions=True)
+
+    first, bad, other = run(three())
+
+    assert (first, other) == (2, 4)
+    assert isinstance(bad, RuntimeError)
+    assert run(batcher.answer(5, 1)) == 10
+
+
+def test_thousands_whose_clients_are_gone_hold_nobody_up():
+    model = Model(slow=0.2)
+    batcher = Batcher(model, together=False)
+
+    async def crowd():
+        first = asyncio.create_task(batcher.answer(1, 1))
+        await asyncio.sleep(0.05)
+        gone = [asyncio.create_task(batcher.answer(n, 1)) for n in range(1_500)]
+        await asyncio.sleep(0)
+        for task in gone:
+            task.cancel()
+        last = asyncio.create_task(batcher.answer(21, 1))
+        return await first, await last
+
+    assert run(crowd()) == (2, 42)

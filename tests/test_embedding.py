@@ -65,6 +65,26 @@ def test_a_mounted_version_asks_for_a_token_where_it_is_told_to(version):
     app.close()
 
 
+def test_a_token_that_is_given_leaves_that_of_a_running_deployment_alone(version, home, tmp_path, monkeypatch):
+    kept = home / "tokens" / "flight-delay"
+    kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    kept.write_text("of-the-deployment")
+    kept.chmod(0o600)
+    mine = tmp_path / "mine"
+    mine.write_text("of-this-application")
+    mine.chmod(0o600)
+    monkeypatch.setenv("NBDEPLOY_TOKEN", "of-the-environment")
+
+    for options, token in (({"token_file": str(mine)}, "of-this-application"), ({}, "of-the-environment")):
+        app = nbdeploy.asgi("flight-delay", **options)
+        with TestClient(app) as client:
+            for word, status in ((token, 200), ("of-the-deployment", 401)):
+                assert client.get("/signature", headers={"Authorization": f"Bearer {word}"}).status_code == status
+        app.close()
+
+    assert kept.read_text() == "of-the-deployment"
+
+
 def test_two_versions_in_one_process_do_not_mix_their_counts(version, flight_model, flights):
     nbdeploy.save(flight_model, "flight-delay", *flights, progress=False)
     apps = [nbdeploy.asgi("flight-delay", each) for each in ("v1", "v2")]

@@ -32,9 +32,23 @@ def test_without_a_choice_home_is_the_platforms_data_folder(monkeypatch, tmp_pat
     assert tmp_path in home.home().parents
 
 
+NAMES = st.text(max_size=70) | st.text("ab.-_/\\\x00\n", max_size=70)
+
+
 @settings(max_examples=2_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.text(max_size=70) | st.text("ab.-_/\\\x00\n", max_size=70))
+@given(NAMES)
 def test_a_name_is_accepted_only_if_it_stays_in_its_folder(name):
+    stays_in_its_folder(name)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(NAMES)
+def test_ten_thousand_names_stay_in_their_folder(name):
+    stays_in_its_folder(name)
+
+
+def stays_in_its_folder(name):
     with suppress(errors.InvalidName):
         home.check_name(name)
 

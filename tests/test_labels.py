@@ -310,6 +310,23 @@ def test_old_labels_go_and_the_file_in_use_stays():
     assert label_log.read(NAME) == {SECOND: 2}
 
 
+def test_of_a_call_that_the_disk_refuses_nothing_is_kept(monkeypatch):
+    label_log.add(NAME, {FIRST: 1})
+    real, calls = os.write, []
+
+    def refuses(descriptor: int, data: bytes) -> int:
+        if calls:
+            raise OSError(28, "no space left")
+        calls.append(real(descriptor, data[: len(data) // 2]))
+        return calls[0]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(label_log.os, "write", refuses)
+        with pytest.raises(OSError, match="no space"):
+            label_log.add(NAME, {f"{k:016x}-0": 2 for k in range(2 * MAX_LABELS)})
+    assert label_log.read(NAME) == {FIRST: 1}
+
+
 def test_many_labels_are_several_files(monkeypatch):
     ids = {f"{k:016x}-0": "x" * 900 for k in range(10_000)}
     for _ in range(2):

@@ -25,6 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import nbdeploy
 from nbdeploy import access_log
 from nbdeploy.access_log import AccessLog
+from nbdeploy.novelty import Novelty
 from nbdeploy.serving_metrics import Metrics
 from nbdeploy.signature import Signature
 from nbdeploy.signature_inference import infer_columns
@@ -332,6 +333,7 @@ import sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import pandas as pd
+from nbdeploy.novelty import Novelty
 from nbdeploy.serving_metrics import Metrics
 from nbdeploy.signature import Signature
 from nbdeploy.signature_inference import infer_columns
@@ -877,3 +879,15 @@ def test_two_deployments_never_mix_theirs(service, flights):
         assert value(theirs, "nbdeploy_info", name="other", nbdeploy=nbdeploy.__version__) == 1
         assert not any(("column", "carrier") in labels for _, labels in theirs)
         assert grown(service, before, "nbdeploy_rows_total") == 0
+
+
+@pytest.mark.parametrize("how", ["drop", "hash"])
+def test_no_private_column_is_counted_hashed_or_not(how):
+    frame = pd.DataFrame({"secret": [1, 2, 3], "open": [1, 2, 3]})
+    signature = Signature(columns=infer_columns(frame)).with_private({"secret": how})
+    novelty = Novelty(signature)
+
+    novelty.count({"secret": [9], "open": [9]}, None)
+    novelty.count(None, pd.DataFrame({"secret": [9], "open": [9]}))
+
+    assert [(tally.label, tally.outside) for tally in novelty.tallies] == [("open", 2)]

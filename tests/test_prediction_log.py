@@ -26,11 +26,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from log_processes import NAME, SIGNATURE, TRAINING, entry, whole, writer
-from nbdeploy import prediction_log
+from nbdeploy import log_keeping, prediction_log
 from nbdeploy.answers import Output
 from nbdeploy.log_clock import DAY, LogClock, Moment, advance
 from nbdeploy.log_keeping import expire
-from nbdeploy.log_segments import lines_files, parquet_files, place
+from nbdeploy.log_segments import lines_files, new_path, parquet_files, place
 from nbdeploy.log_values import hash_key
 from nbdeploy.prediction_log import Entry, LogWriter
 from nbdeploy.signature import Signature, json_column
@@ -613,7 +613,7 @@ def test_what_json_cannot_carry_costs_its_neighbours_nothing():
     with writer() as log:
         good = entry()
         odd = Entry("v1", "1" * 16, {"n": Odd(), "i": [1], "text": ["a"]}, [1])
-        assert log.write([good, odd]) is False
+        assert log.write_each([good, odd]) == [True, False]
         assert log.dropped == 1
         assert ids(read()) == [f"{good.request}-0"]
         assert log.write([entry()])
@@ -721,6 +721,40 @@ def test_the_bytes_are_bounded_with_many_writers():
     assert most <= cap + cap // 8
 
 
+def test_workers_share_what_segments_in_use_may_take():
+    with writer(max_bytes=8 << 20) as alone, writer(max_bytes=8 << 20, workers=8) as one_of_many:
+        counts = []
+        for log in (alone, one_of_many):
+            before = len(lines_files(place(NAME)))
+            fill(log, 100, 4_000)
+            counts.append(len(lines_files(place(NAME))) - before)
+    assert counts[1] >= 4 * counts[0]
+
+
+def test_segments_of_one_millisecond_are_named_in_their_order():
+    for milliseconds in (1795163144018, 1795163144019, 1001, 4035225266123):
+        first = new_path(Path(), milliseconds / 1000 + 1e-4)
+        second = new_path(Path(), milliseconds / 1000, first)
+        assert int(second.name[:13]) == int(first.name[:13]) + 1
+
+
+def test_lines_are_gone_for_good_before_their_frames_are(monkeypatch):
+    frame = pd.DataFrame({"n": [1.5], "i": [1], "text": ["a"]})
+    with writer() as log:
+        assert log.write([Entry("v1", "0" * 16, {}, [1], frame=frame)])
+    seen = []
+    real = log_keeping.sync_folder
+
+    def watched(path: Path) -> None:
+        seen.append((path, [each.suffix for each in place(NAME).iterdir() if each.suffix in (".jsonl", ".frames")]))
+        real(path)
+
+    monkeypatch.setattr(log_keeping, "sync_folder", watched)
+    assert prediction_log.seal(NAME) == 1
+    assert seen[-1] == (place(NAME), [".frames"])
+    assert not list(place(NAME).glob("*.frames"))
+
+
 def test_what_is_too_old_is_removed_whole_and_nothing_else():
     now = 2_000_000_000.0
     with writer() as log:
@@ -788,6 +822,35 @@ def test_a_clock_that_is_wrong_after_a_start_and_then_set_right_moves_nothing():
     state = advance(state, 1e9 + 3700, 105.0, "b")
     state = advance(state, 1e9 + 3700 + DAY, 105.0 + DAY, "b")
     assert state.log == pytest.approx(1000 + 3700 + DAY, abs=200)
+
+
+def test_processes_that_keep_one_clock_add_the_time_that_the_machine_was_off_once(tmp_path):
+    now = {"wall": 5e9, "uptime": 10.0, "boot": "a"}
+
+    def clock():
+        uptime = lambda: (now["uptime"], now["boot"])  # noqa: E731
+        return LogClock(tmp_path / "clock.json", wall=lambda: now["wall"], uptime=uptime)
+
+    def pass_(seconds: float) -> None:
+        now.update(wall=now["wall"] + seconds, uptime=now["uptime"] + seconds)
+
+    clock().save()
+    now.update(wall=5e9 + 40 * DAY, uptime=5.0, boot="b")
+    first, second = clock(), clock()
+    first.save()
+    second.save()
+    pass_(DAY / 2)
+    now["wall"] += 700  # only the second looks meanwhile, and waits for another day
+    second.save()
+    now["wall"] -= 700
+    second.save()
+    for _ in range(30):
+        pass_(DAY / 10)
+        first.save()
+        pass_(1.0)
+        second.save()
+    assert first.now() == pytest.approx(5e9 + 43.5 * DAY, abs=1000)
+    assert second.now() == pytest.approx(5e9 + 43.5 * DAY, abs=1000)
 
 
 def test_the_clock_goes_on_from_its_file_or_from_the_newest_segment(tmp_path):
@@ -963,6 +1026,15 @@ def test_the_log_names_its_own_columns_around_the_inputs_and_is_sorted_by_its_ow
     assert (frame["prediction"].tolist(), frame["prediction_"].tolist()) == ([8, 8], [9, 9])
 
 
+def test_infinity_is_kept_after_a_whole_number():
+    signature = Signature(columns=infer_columns(pd.DataFrame({"a": [math.inf, 1.5]})))
+    for columns in (signature.columns, ()):
+        with LogWriter(NAME, columns, keep_every=None) as log:
+            assert log.write([Entry("v1", "0" * 16, {"a": [1, math.inf]}, [0] * 2)])
+            assert log.write([Entry("v1", "1" * 16, {"a": [2, -math.inf]}, [0] * 2)])
+    assert read()["a"].tolist() == [1, math.inf, 2, -math.inf] * 2
+
+
 def test_infinity_is_kept():
     signature = Signature(columns=infer_columns(pd.DataFrame({"a": [math.inf, math.nan]})))
     with LogWriter(NAME, signature.columns, keep_every=None) as log:
@@ -1039,6 +1111,27 @@ def test_hashed_values_are_joinable_and_nowhere_in_the_clear(home):
     assert key.stat().st_mode & 0o777 == 0o600
     assert len(key.read_bytes()) == 32
     assert hash_key("another") != hash_key(NAME) == key.read_bytes()
+
+
+def test_a_number_has_one_hash_however_it_came():
+    frame = pd.DataFrame(
+        {
+            "f32": np.array([0.1, 3, 0, 1e20], "float32"), "f64": [0.5, 3, 0, 1e300], "i8": np.array([1, 2, 3, 4], "int8"),
+            "cat": pd.Categorical([0.5, 3.0, 0.0, 1e20]), "ext": pd.array([0.1, 3, 0, 1e20], "Float32"),
+        }
+    )  # fmt: skip
+    signature = Signature(infer_columns(frame)).with_private(dict.fromkeys(frame, "hash"))
+    sent = {
+        "f32": [0.1, 3, -0.0, 10**20], "f64": [0.5, 3, -0.0, 10**300], "i8": [1, 2, 3.0, 4],
+        "cat": [0.5, 3, -0.0, 10**20], "ext": [0.1, 3, -0.0, 1e20],
+    }  # fmt: skip
+    with LogWriter(NAME, signature.columns, keep_every=None) as log:
+        assert log.write([Entry("v1", "0" * 16, sent, [0] * 4)])
+        assert log.write([Entry("v1", "1" * 16, {}, [0] * 4, frame=frame)])
+    told = read()
+    for name in frame:
+        assert told[name].tolist()[:4] == told[name].tolist()[4:], name
+        assert told[name].nunique() == 4, name
 
 
 def test_without_its_key_nothing_of_a_hashed_column_is_written(home):

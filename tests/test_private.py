@@ -11,9 +11,11 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.linear_model import LinearRegression
+from starlette.testclient import TestClient
 
 import nbdeploy
-from nbdeploy import prediction_log
+from nbdeploy import drift_report, prediction_log
 from nbdeploy.errors import InputError, SaveError
 from nbdeploy.signature_inference import infer_columns
 
@@ -241,3 +243,22 @@ def test_an_unknown_private_column_is_refused_with_the_name_that_was_meant():
 def test_a_text_alone_is_not_taken_for_its_letters():
     with pytest.raises(SaveError):
         nbdeploy.save(Quoting(), "flights", training(30), private="tailnum", progress=False)
+
+
+@pytest.mark.parametrize("how", ["drop", "hash"])
+def test_drift_finds_the_logs_own_columns_though_a_private_one_has_their_name(how, monkeypatch):
+    rows = pd.DataFrame({"version": range(20), "prediction": range(20), "x": np.arange(20.0)})
+    model = LinearRegression().fit(rows, rows["x"])
+    nbdeploy.save(model, "named", rows, rows["x"], private={"version": how, "prediction": how}, progress=False)
+    app = nbdeploy.asgi("named")
+    with TestClient(app) as client:
+        assert client.post("/predict", json={"version": 3, "prediction": 3, "x": 1.5}).status_code == 200
+    app.close()
+    measured = []
+    monkeypatch.setattr(drift_report, "measure", lambda *sides, **_: measured.append(sides))
+
+    nbdeploy.drift("named")
+
+    ((reference, current),) = measured
+    assert list(reference) == list(current)
+    assert current["x"].tolist() == [1.5]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import time
+import tracemalloc
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from nbdeploy import answers, protocol_mlflow
+from nbdeploy import answers, csv_body, protocol_mlflow
 from nbdeploy.signature import Signature
 from nbdeploy.signature_inference import infer_columns
 from protocols import CLASSES, FLIGHTS, RECORD, Face, chances, flights_model, flights_signature
@@ -185,7 +187,7 @@ def test_bad_csv_is_refused(face, body, status, says):
         ("distance", "abc", "got the string 'abc'"),
         ("distance", "nan", "row 0, column 'distance'"),
         ("distance", "inf", "got Infinity"),
-        ("distance", "1e400", "got Infinity"),
+        ("distance", "1e400", "got the string '1e400'"),
         ("late", "1", "expected true or false, got the string '1'"),
         ("carrier", "", "expected a category, got null"),
         ("when", "now", "column 'when'"),
@@ -200,6 +202,59 @@ def test_a_bad_cell_of_csv_is_named(face, column, cell, says):
     assert (status, says in told["error"]) == (422, True), told
     assert told["error_code"] == "INVALID_PARAMETER_VALUE"
     assert told["message"] == told["error"]
+
+
+def test_integers_of_64_bits_keep_every_digit_in_csv():
+    whole = pd.DataFrame({"u": np.array([2**64 - 1, 2**64 - 2], "uint64"), "i": np.array([-(2**63), 2**63 - 1])})
+    face = Face(protocol_mlflow.routes, Signature(columns=infer_columns(whole)), lambda X: np.arange(len(X)))
+
+    columns = face.question(PATH, whole.to_csv(index=False).encode(), "text/csv").columns
+
+    assert columns == {"u": [2**64 - 1, 2**64 - 2], "i": [-(2**63), 2**63 - 1]}
+    assert face.ask(PATH, f"u,i\n{2**64},0\n".encode(), "text/csv")[0] == 422
+
+
+def test_a_long_cell_of_csv_takes_no_longer_than_its_length_says():
+    frame = pd.DataFrame({"n": [1.5, 2.5], "text": ["a", "b"]})
+    face = Face(protocol_mlflow.routes, Signature(columns=infer_columns(frame)), lambda X: X["n"])
+    started = time.perf_counter()
+
+    for cell in ("1" * 1_000_000 + "x", "1" * 1_000_000, "." + "1" * 1_000_000 + "x"):
+        assert face.ask(PATH, f"n,text\n{cell},a\n".encode(), "text/csv")[0] == 422
+    assert face.ask(PATH, b"n,text\n0." + b"3" * 1_000_000 + b",a", "text/csv") == (200, {"predictions": [1 / 3]})
+    assert face.question(PATH, b"n,text\n1," + b"x" * 1_000_000, "text/csv").columns["text"] == ["x" * 1_000_000]
+    assert time.perf_counter() - started < 5
+
+
+def test_csv_of_too_many_rows_or_cells_is_refused_before_it_takes_memory(face, monkeypatch):
+    body = FLIGHTS.to_csv(index=False).encode()
+    monkeypatch.setattr(csv_body, "MAX_ROWS", 1)
+    status, told = face.ask(PATH, body, "text/csv")
+    assert (status, "expected at most 1 rows, got more" in told["error"]) == (422, True), told
+
+    tracemalloc.start()
+    status, told = face.ask(PATH, b"a\n" * 9_000_000, "text/csv")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (status, "at most 8,000,000" in told["error"]) == (400, True), told
+    assert peak < 100e6
+
+
+def test_csv_without_its_header_tells_no_private_value():
+    frame = pd.DataFrame({"name": ["a", "b"], "age": [1, 2]})
+    private = Signature(columns=infer_columns(frame)).with_private({"name": "drop"})
+    open_ = Signature(columns=infer_columns(frame))
+    told = {}
+    for signature in (private, open_):
+        face = Face(protocol_mlflow.routes, signature, lambda X: np.arange(len(X)))
+        for body in (b"CANARY,77\nother,78\n", b"name,age,CANARY\na,1,2\n", b"CANARY,CANARY\n1,2\n"):
+            status, answer = face.ask(PATH, body, "text/csv")
+            assert status == 422
+            told.setdefault(signature.has_private, []).append(json.dumps(answer))
+
+    assert "CANARY" not in "".join(told[True])
+    assert ["the 2nd column" in told[True][0], "the 3rd column" in told[True][1]] == [True, True]
+    assert all("CANARY" in text for text in told[False])
 
 
 def test_a_row_of_csv_of_another_width_is_named(face):

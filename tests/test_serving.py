@@ -528,3 +528,26 @@ def test_requests_pass_bentomls_own_middleware_where_it_is_asked_for(flight_mode
     for path in ("/livez", "/schema.json", "/predict"):  # BentoML's own routes are guarded too
         assert httpx.get(service.url + path, headers={"Host": "elsewhere.example"}).status_code == 421
     nbdeploy.stop("observed")
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_what_cannot_be_logged_is_answered_unless_the_log_is_required(worker_of, required, home):
+    predictor = worker_of(log_required=required)()
+    place = home / "predictions" / "picky"
+    if place.is_dir():
+        place.rename(place.with_name("aside"))
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place.touch()  # no segment can be opened
+
+    ((without, _),) = ask(predictor, rows("w"))
+    place.unlink()
+    time.sleep(0.3)
+    ((after, _),) = ask(predictor, rows("w"))
+
+    assert without.status_code == (503 if required else 200)
+    assert ("retry-after" in without.headers) == required
+    assert after.status_code == 200
+    assert prediction_log.size("picky") == 1
+    ((page, _),) = ask(predictor, b"", path="/metrics", method="GET")
+    assert f'nbdeploy_rows_total{{version="v1"}} {1 if required else 2}.0' in page.text
+    assert 'nbdeploy_log_drops_total{version="v1"} 1.0' in page.text
