@@ -20,10 +20,10 @@ class _WithoutLog(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module):
         self.found.loader.exec_module(module)
-        if not hasattr(module.LogWriter, "write"):
+        if not hasattr(module.LogWriter, "write_each"):
             msg = "the log is written by another function now: this switch has to follow"
             raise AttributeError(msg)
-        module.LogWriter.write = lambda *_args, **_options: True
+        module.LogWriter.write_each = lambda _self, entries: [True] * len(entries)
 
 
 sys.meta_path.insert(0, _WithoutLog())
