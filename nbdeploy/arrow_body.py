@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -178,15 +179,20 @@ def _check_types(schema: pa.Schema, signature: Signature) -> None:
         raise refusal(problems)
     for column in signature.columns:
         kind = schema.field(column.name).type
-        if not (_holds_cells(kind) if column.shape else _fits(column, _written_out(kind))):
+        fits = _holds_cells(kind, column) if column.shape else _fits(column, _written_out(kind))
+        if not fits:
             problems.append(problem(None, column.name, column.expected, f"a column of type {str(kind)[:60]}"))
     if problems:
         raise refusal(problems[:MAX_PROBLEMS])
 
 
-def _holds_cells(kind: Any) -> bool:
-    """Whether its cells are lists, of any depth, of plain values that are all in the stream."""
+def _holds_cells(kind: Any, column: Column) -> bool:
+    """Whether its cells are lists, of any depth, of plain values that are all in the stream; of a sparse row, two."""
     types = pa.types
+    if column.cells == "sparse" and types.is_struct(kind):
+        parts = {field.name: field.type for field in kind}
+        dense = replace(column, cells="array")
+        return parts.keys() == {"indices", "values"} and all(_holds_cells(part, dense) for part in parts.values())
     depth = 0
     while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         kind, depth = kind.value_type, depth + 1
@@ -211,15 +217,20 @@ def _refuse_swollen(batch: pa.RecordBatch) -> None:
             written = _sum(pa.array(views[held.offset : held.offset + len(held), 0]))
         else:
             written = 0
-            cells = held
-            while hasattr(cells.type, "value_type") and not pa.types.is_dictionary(cells.type):
-                cells = cells.flatten()
-            if len(cells) > MAX_CELLS:
-                got = f"{len(cells):,} values"
+            count = max(map(_values, held.flatten() if pa.types.is_struct(kind) else [held]), default=0)
+            if count > MAX_CELLS:
+                got = f"{count:,} values"
                 raise refusal([problem(None, name[:80], f"at most {MAX_CELLS:,} values", got)])
         if written > MAX_TEXT_BYTES:
             got = f"texts of {written:,} bytes"
             raise refusal([problem(None, name[:80], f"texts of at most {MAX_TEXT_BYTES:,} bytes together", got)])
+
+
+def _values(held: Any) -> int:
+    """How many values there are in lists of any depth."""
+    while hasattr(held.type, "value_type") and not pa.types.is_dictionary(held.type):
+        held = held.flatten()
+    return len(held)
 
 
 def _is_text(kind: Any) -> bool:

@@ -245,3 +245,17 @@ def test_a_batch_with_metadata_of_its_own_is_refused_for_that_was_compression_on
 
     with pytest.raises(Unreadable, match="compressed"):
         read(sink.getvalue().to_pybytes(), signature)
+
+
+def test_a_sparse_row_is_its_places_and_its_values():
+    from scipy import sparse
+
+    from nbdeploy import containers
+
+    rows = containers.read(sparse.csr_matrix(np.eye(3)))
+    signature = Signature(rows.columns(), rows.container, rows.detail)
+    frame = rows.whole()
+
+    again = read(write_rows(frame, signature), signature)
+
+    assert [cell.toarray().tolist() for cell in again["x"]] == [cell.toarray().tolist() for cell in frame["x"]]

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from nbdeploy import batching
 from nbdeploy.batching import Batcher, Overloaded
 
 
@@ -163,18 +164,19 @@ def test_clients_that_ask_again_at_once_are_answered_together_again():
     assert len(sizes) <= 9  # one for each of the six, and a few while they find together
 
 
-def test_a_lone_client_never_waits_for_company():
-    model = Model(slow=0.04)
-    batcher = Batcher(model)
+def test_a_lone_client_never_waits_for_company(monkeypatch):
+    monkeypatch.setattr(batching, "MAX_GATHER", 9)
+    monkeypatch.setattr(batching, "IDLE_GATHERS", 0)
+    batcher = Batcher(Model(slow=0.3))
 
     async def alone():
         await batcher.answer(0, 1)
         begun = time.perf_counter()
-        for number in range(5):
+        for number in range(4):
             await batcher.answer(number, 1)
         return time.perf_counter() - begun
 
-    assert run(alone()) < 5 * 0.04 + 0.05
+    assert run(alone()) < 4 * 0.3 + 0.4  # to wait would take 0.6 more
 
 
 @pytest.mark.parametrize("fault", [StopIteration("no more"), KeyboardInterrupt(), SystemExit(3)])
