@@ -81,6 +81,8 @@ class Endpoint:
             self._replies, together=not self.model.unbatched, max_wait=options.timeout / 2
         )
         self.name, self.version = name, version
+        self._explainer: explanations.Explainer | None = None
+        self._explaining = ThreadPoolExecutor(1, thread_name_prefix="explain")
         # Times are compared with those of training in the frame, which the model must then leave as it is.
         self._needs_frame = any(column.kind in ("datetime", "date") for column in self.signature.columns)
 
@@ -135,9 +137,6 @@ class Endpoint:
             )
         return self._explainer.explain(frame)
 
-    _explainer: explanations.Explainer | None = None
-    _explaining = ThreadPoolExecutor(1, thread_name_prefix="explain")
-
     def close(self) -> None:
         """Close the log. What is asked afterwards opens it again."""
         self.log.close()
@@ -168,7 +167,7 @@ class Endpoint:
             if len(questions) > 1:
                 raise
             return [refused]
-        except Exception as error:
+        except BaseException as error:  # a library in Rust panics, a model may exit
             if len(questions) > 1:  # whose fault it is shows when each is asked alone
                 raise
             raise self._blamed(error, questions[0]) from (None if self.signature.has_private else error)
@@ -221,7 +220,7 @@ class Endpoint:
             question.frame,
         )  # fmt: skip
 
-    def _blamed(self, error: Exception, question: Question) -> Exception:
+    def _blamed(self, error: BaseException, question: Question) -> BaseException:
         """The refusal of rows that the model cannot answer though it answers its example; else the error itself."""
         if isinstance(error, InputError) or not self._answers_its_example(proba=question.proba):
             return error
@@ -242,7 +241,7 @@ class Endpoint:
             frame = self.signature.decode(self.signature.example)
             scores = self.model.probabilities(frame) if proba else None
             orjson.dumps([answers.rows_of(self.model.predict(frame)), answers.score_rows(scores)])
-        except Exception:  # noqa: BLE001 - whatever it is, the caller logs the failure that matters
+        except BaseException:  # noqa: BLE001 - whatever it is, the caller logs the failure that matters
             return False
         return True
 

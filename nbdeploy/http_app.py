@@ -26,7 +26,7 @@ from nbdeploy.access import Guard
 from nbdeploy.batching import Overloaded
 from nbdeploy.endpoint import Endpoint
 from nbdeploy.errors import InputError
-from nbdeploy.exchange import JSON, Asked, Question, Refused, Reply, Route, refusal_body
+from nbdeploy.exchange import JSON, Asked, Refused, Reply, Route, refusal_body
 from nbdeploy.request_body import Unreadable
 from nbdeploy.serve_options import MIB
 
@@ -93,19 +93,28 @@ class HttpApp:
             await _send(send, _STARTING, {}, head=False)
             return
         try:
-            if (preflight := self._guard.preflight(call.method, call.headers)) is not None:
-                await _send(send, preflight, {}, head=False)
-                return
-            route = self._route(call)
-            self._guard.check(call.method, call.headers, open=route is not None and route.open)
+            reply = self._let_in(call, scope)
         except Refused as refused:
-            await _send(send, self._refusal(call, refused), {}, head=call.method == "HEAD")
-            return
-        await inner(scope, receive, send)
+            reply = self._refusal(call, refused)
+        if reply is None:
+            await inner(scope, receive, send)
+        else:
+            await _send(send, reply, {}, head=call.method == "HEAD")
 
-    def _route(self, call: _Call) -> Route | None:
-        methods = self._routes.get(call.path) or self._routes.get(call.path.rstrip("/")) or {}
-        return methods.get("GET" if call.method == "HEAD" else call.method)
+    def _let_in(self, call: _Call, scope: Message) -> Reply | None:
+        """Find the route, and refuse who may not ask; the reply to a preflight, which asks for nothing else."""
+        methods = self._methods(call.path)
+        method = "GET" if call.method == "HEAD" else call.method
+        route = call.route = methods.get(method)
+        if len(call.headers) < len(scope["headers"]):
+            _refuse_doubled(scope["headers"])
+        if (preflight := self._guard.preflight(call.method, call.headers)) is not None:
+            return preflight
+        call.headers_back |= self._guard.check(method, call.headers, open=route is not None and route.open)
+        return None
+
+    def _methods(self, path: str) -> dict[str, Route]:
+        return self._routes.get(path) or self._routes.get(path.rstrip("/")) or {}
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         endpoint = self.endpoint
@@ -144,16 +153,11 @@ class HttpApp:
                 )  # fmt: skip
 
     async def _reply(self, call: _Call, scope: Message, receive: Receive) -> Reply:
-        assert self.endpoint is not None
-        route = call.route = self._route(call)
-        method = "GET" if call.method == "HEAD" else call.method
-        if len(call.headers) < len(scope["headers"]):
-            _refuse_doubled(scope["headers"])
-        if (preflight := self._guard.preflight(call.method, call.headers)) is not None:
+        if (preflight := self._let_in(call, scope)) is not None:
             return preflight
-        call.headers_back |= self._guard.check(method, call.headers, open=route is not None and route.open)
+        route = call.route
         if route is None:
-            if methods := self._routes.get(call.path) or self._routes.get(call.path.rstrip("/")):
+            if methods := self._methods(call.path):
                 allowed = ", ".join(sorted({*methods, *(["HEAD"] if "GET" in methods else [])}))
                 raise Refused(405, f"{call.path} has no {call.method[:20]}", headers={"Allow": allowed})
             raise Refused(404, "there is no such route; see /openapi.json")
@@ -161,12 +165,12 @@ class HttpApp:
         deadline = _Deadline()
         try:
             body = b""
-            if route.read is not None or method != "GET":
+            if route.method != "GET":
                 self._check_media(route, call.headers)
                 body = await self._body(route, call, receive, deadline)
-            asked = Asked(method, call.path, query, call.headers, body)
+            asked = Asked(route.method, call.path, query, call.headers, body)
             deadline.start(self._options.timeout, 504, f"no answer within {self._options.timeout:g} s")
-            reply = await (self._show(route, asked) if route.read is None else self._predict(route, asked, call))
+            reply = await self._answered(route, asked, call)
             deadline.end()
             if deadline.passed is not None:
                 await asyncio.sleep(0)  # it passed in this very moment: let the cancellation come now
@@ -179,13 +183,10 @@ class HttpApp:
             deadline.end()
         return reply
 
-    async def _predict(self, route: Route, asked: Asked, call: _Call) -> Reply:
+    async def _answered(self, route: Route, asked: Asked, call: _Call) -> Reply:
         assert self.endpoint is not None
         try:
-            # Only the model waits for its turn: what cannot be answered is refused while it works.
-            question = await self._question(route, asked)
-            call.rows = question.rows
-            return await self.endpoint.answer(question)
+            return await (self._shown(route, asked) if route.read is None else self._predicted(route, asked, call))
         except (Refused, asyncio.CancelledError):
             raise
         except Unreadable as error:
@@ -194,35 +195,32 @@ class HttpApp:
             raise Refused(422, str(error), error.problems) from error
         except Overloaded as error:
             raise Refused(503, str(error), headers={"Retry-After": str(error.retry_after)}) from error
-        except Exception as error:
-            # A model may raise anything; it is logged.
-            self.endpoint.complain("the model failed on rows that fit its signature", error)
-            raise Refused(500, "the model failed; see the log of the service") from error
-
-    async def _question(self, route: Route, asked: Asked) -> Question:
-        assert route.read is not None
-        if len(asked.body) <= INLINE_BYTES:
-            return route.read(asked)
-        return await asyncio.get_running_loop().run_in_executor(self._parsers, route.read, asked)
-
-    async def _show(self, route: Route, asked: Asked) -> Reply:
-        assert self.endpoint is not None
-        assert route.show is not None
-        try:
-            if route.threaded:
-                shown = await asyncio.get_running_loop().run_in_executor(None, route.show, asked)
+        except Exception as error:  # a model may raise anything; it is logged
+            if route.read is None:
+                what, reason = f"{route.path} failed", "failed"
             else:
-                shown = route.show(asked)
-            return shown if isinstance(shown, Reply) else await shown
-        except (Refused, asyncio.CancelledError):
-            raise
-        except Unreadable as error:
-            raise Refused(400, str(error)) from error
-        except InputError as error:
-            raise Refused(422, str(error), error.problems) from error
-        except Exception as error:
-            self.endpoint.complain(f"{route.path} failed", error)
-            raise Refused(500, f"{route.path} failed; see the log of the service", reason="failed") from error
+                what, reason = "the model failed", "model"
+            self.endpoint.complain(what, error)
+            raise Refused(500, f"{what}; see the log of the service", reason=reason) from error
+
+    async def _predicted(self, route: Route, asked: Asked, call: _Call) -> Reply:
+        assert self.endpoint is not None
+        assert route.read is not None
+        # Only the model waits for its turn: what cannot be answered is refused while it works.
+        if len(asked.body) <= INLINE_BYTES:
+            question = route.read(asked)
+        else:
+            question = await asyncio.get_running_loop().run_in_executor(self._parsers, route.read, asked)
+        call.rows = question.rows
+        return await self.endpoint.answer(question)
+
+    async def _shown(self, route: Route, asked: Asked) -> Reply:
+        assert route.show is not None
+        if route.threaded:
+            shown = await asyncio.get_running_loop().run_in_executor(None, route.show, asked)
+        else:
+            shown = route.show(asked)
+        return shown if isinstance(shown, Reply) else await shown
 
     def _check_media(self, route: Route, headers: dict[str, str]) -> None:
         if headers.get("content-encoding", "identity").lower() != "identity":
