@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -99,6 +100,31 @@ def sync_folder(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """`write_atomic` of indented JSON."""
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False).encode())
+
+
+def write_note(path: Path, data: bytes) -> None:
+    """Replace `path`, which has one writer, so that a reader sees the old or the new content.
+
+    It is not synced, as by `write_atomic`: for what a power cut makes meaningless.
+    """
+    temporary = note_in_work(path)
+    try:
+        descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+        try:
+            if os.write(descriptor, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def note_in_work(path: Path) -> Path:
+    """Where `write_note` writes before it replaces `path`."""
+    return path.with_name(f".{path.name}.new")
 
 
 def read_json(path: Path) -> Any:

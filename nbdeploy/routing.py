@@ -1,31 +1,234 @@
-"""Which version of a deployment is live: one small file, replaced atomically under a lock."""
+"""Which versions of a deployment answer whom: one small file, replaced atomically under a lock, with its whole history.
+
+Workers watch the file; what they make of it is `nbdeploy.loaded_versions`.
+"""
 
 from __future__ import annotations
 
+import html
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from nbdeploy import processes
+from nbdeploy import processes, traffic_split
 from nbdeploy.home import check_name, folder, lock, read_json, write_json
+
+_NONE: Mapping[str, float] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Which version answers whom.
+
+    Attributes
+    ----------
+    generation : int
+        Goes up with every change. Workers acknowledge the generation that they have applied.
+    live : str or None
+        The champion; None before the first release.
+    weights : mapping
+        Percent by version, of those that get requests: the live one and candidates. Together 100.
+    shadow : tuple of str
+        Versions that answer into the log only.
+    sticky : str
+        What keeps one version for one asker: a column, or a header such as ``X-Client-ID``; '' splits request by request.
+    pin : bool
+        Whether a request may name its version, ``?version=v2``.
+    before : tuple of str
+        The versions that were live before, newest last: where `rollback` goes.
+    warm : str
+        A version that is loaded without getting requests, while it is prepared to.
+    guard, rollout : mapping or None
+        What `nbdeploy.guard` and `nbdeploy.rollout` were told, and how far they are.
+    gates : tuple of mapping
+        What a promotion needs beside the gate that comes with nbdeploy; see `nbdeploy.validate`.
+    slots : tuple of str
+        Who has each slot of the split; see `nbdeploy.traffic_split`. Empty where one version has all.
+    """
+
+    name: str
+    generation: int = 0
+    live: str | None = None
+    weights: Mapping[str, float] = _NONE
+    shadow: tuple[str, ...] = ()
+    sticky: str = ""
+    pin: bool = True
+    before: tuple[str, ...] = ()
+    warm: str = ""
+    guard: Mapping[str, Any] | None = None
+    rollout: Mapping[str, Any] | None = None
+    gates: tuple[Mapping[str, Any], ...] = ()
+    slots: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The versions beside the live one that get requests."""
+        return tuple(version for version in self.weights if version != self.live)
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The versions that answer somebody or the log: none of them may be deleted."""
+        live = (self.live,) if self.live else ()
+        return tuple(dict.fromkeys((*live, *self.weights, *self.shadow)))
+
+    def share(self, version: str) -> float:
+        """Percent of the requests that `version` gets."""
+        return self.weights.get(version, 0.0)
+
+    def split(self, **weights: float) -> Traffic:
+        """The same with other weights, of which those above 0 count."""
+        chosen = {version: float(weight) for version, weight in weights.items() if weight > 0}
+        slots = traffic_split.assign(chosen, self.slots or (self.live or next(iter(chosen)),) * traffic_split.SLOTS)
+        return replace(self, weights=chosen, slots=slots if len(chosen) > 1 else ())
+
+    def to_live(self, version: str) -> Traffic:
+        """The same with all requests for `version`, and the one that was live before it remembered."""
+        if version == self.live:
+            return self.split(**{version: 100})
+        before = (*self.before, self.live) if self.live else self.before
+        shadow = tuple(each for each in self.shadow if each != version)
+        return replace(self, live=version, before=before, shadow=shadow).split(**{version: 100})
+
+    def back(self, exists: Callable[[str], bool] = lambda _version: True) -> Traffic | None:
+        """The same with the version live before, of those that still exist; None where there is none."""
+        left = [version for version in self.before if exists(version)]
+        if not left:
+            return None
+        shadow = tuple(each for each in self.shadow if each != left[-1])
+        gone = replace(self, live=left[-1], before=tuple(left[:-1]), shadow=shadow)
+        return gone.split(**{left[-1]: 100})
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a reader may want to know, as JSON."""
+        return {
+            "name": self.name, "generation": self.generation, "live": self.live, "weights": dict(self.weights),
+            "shadow": list(self.shadow), "sticky": self.sticky, "pin": self.pin, "before": list(self.before),
+            "guard": self.guard, "rollout": self.rollout, "gates": list(self.gates),
+        }  # fmt: skip
+
+    def __repr__(self) -> str:
+        if self.live is None:
+            return f"Traffic({self.name}: nothing is live)"
+        told = [f"{version} {weight:g} %" for version, weight in self.weights.items()]
+        told += [f"shadow {version}" for version in self.shadow]
+        told += [f"sticky by {self.sticky}"] if self.sticky and len(self.weights) > 1 else []
+        return f"Traffic({self.name}: {', '.join(told)})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f'<tr><td style="text-align: left">{html.escape(version)}</td>'
+            f'<td style="text-align: left">{self.role(version)}</td>'
+            f'<td>{self.share(version):g} %</td><td style="text-align: left">{_bar(self.share(version))}</td></tr>'
+            for version in self.used
+        )
+        sticky = f"<div>sticky by <code>{html.escape(self.sticky)}</code></div>" if self.sticky else ""
+        back = f"<div>rollback goes to {html.escape(self.before[-1])}</div>" if self.before else ""
+        return f"<b>{html.escape(self.name)}</b><table>{rows}</table>{sticky}{back}"
+
+    def role(self, version: str) -> str:
+        """``live``, ``candidate``, ``shadow``, ``previous`` or ''."""
+        if version == self.live:
+            return "live"
+        if version in self.weights:
+            return "candidate"
+        if version in self.shadow:
+            return "shadow"
+        return "previous" if self.before[-1:] == (version,) else ""
+
+
+def traffic(name: str) -> Traffic:
+    """Who answers for `name` now; nobody is live where nothing was released."""
+    return _traffic(name, read_json(path(name)))
 
 
 def live(name: str) -> str | None:
     """The live version of `name`, or None before its first release."""
-    state = read_json(_path(name))
-    return state["live"] if state else None
+    return traffic(name).live
 
 
-def go_live(name: str, version: str, why: str) -> None:
-    """Make `version` the live one and write down who did it, when and why."""
-    with lock("traffic", name):
-        state: dict[str, Any] = read_json(_path(name)) or {"live": None, "history": []}
-        if state["live"] == version:
-            return
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        step = {"time": now, "who": processes.user(), "from": state["live"], "to": version, "why": why}
-        write_json(_path(name), {"live": version, "history": [*state["history"], step]})
+def history(name: str) -> list[dict[str, Any]]:
+    """What happened to the traffic of `name`, newest first."""
+    state = read_json(path(name)) or {}
+    return [{"action": "served", "evidence": "", **step} for step in reversed(state.get("history", []))]
 
 
-def _path(name: str) -> Path:
+def change(
+    name: str,
+    edit: Callable[[Traffic], Traffic],
+    *,
+    action: str = "",
+    to: str = "",
+    why: str = "",
+    evidence: str = "",
+) -> Traffic:
+    """Replace the traffic of `name` by what `edit` makes of it. After a crash at any point it is the old or the new.
+
+    Parameters
+    ----------
+    edit : callable
+        Gets the traffic as it is. What it raises is passed on, and nothing is changed.
+    action : str
+        What the history calls it; '' writes nothing there.
+    to : str
+        What it leads to; by default the live version.
+    why, evidence : str
+        Also for the history.
+
+    Returns
+    -------
+    Traffic
+        As it is now. An edit that changes nothing leaves the generation and the history alone.
+    """
+    with lock("traffic", check_name(name)):
+        state = read_json(path(name)) or {}
+        old = _traffic(name, state)
+        new = edit(old)
+        if new == old:
+            return old
+        new = replace(new, generation=old.generation + 1)
+        steps = state.get("history", [])
+        if action:
+            now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+            steps = [*steps, {"time": now, "who": processes.user(), "action": action, "from": old.live,
+                              "to": to or new.live, "why": why, "evidence": evidence}]  # fmt: skip
+        facts = {**new.to_dict(), "warm": new.warm, "slots": traffic_split.pack(new.slots) if new.slots else None}
+        write_json(path(name), {**facts, "history": steps})
+        return new
+
+
+def go_live(name: str, version: str, why: str) -> Traffic:
+    """Make `version` the live one, with all requests, and write down who did it, when and why."""
+    return change(name, lambda old: old if old.live == version else old.to_live(version), action="served", why=why)
+
+
+def path(name: str) -> Path:
+    """The file that workers watch."""
     return folder("traffic") / f"{check_name(name)}.json"
+
+
+def read(place: Path) -> Traffic:
+    """The traffic that the file at `place` holds."""
+    return _traffic(place.stem, read_json(place))
+
+
+def _traffic(name: str, state: Mapping[str, Any] | None) -> Traffic:
+    if not state or not state.get("live"):
+        return Traffic(name, gates=tuple((state or {}).get("gates", ())), generation=(state or {}).get("generation", 0))
+    current = state["live"]
+    return Traffic(
+        name=name, generation=state.get("generation", 1), live=current, weights=state.get("weights") or {current: 100.0},
+        shadow=tuple(state.get("shadow", ())), sticky=state.get("sticky", ""), pin=state.get("pin", True),
+        before=tuple(state.get("before", ())), warm=state.get("warm", ""), guard=state.get("guard"),
+        rollout=state.get("rollout"), gates=tuple(state.get("gates", ())),
+        slots=traffic_split.unpack(state["slots"]) if state.get("slots") else (),
+    )  # fmt: skip
+
+
+def _bar(percent: float) -> str:
+    return (
+        '<div style="width: 8em; background: var(--jp-layout-color2, #eee)"><div style="height: 0.6em; '
+        f'background: var(--jp-brand-color1, #1976d2); width: {percent:.2f}%"></div></div>'
+    )

@@ -6,7 +6,6 @@ own are always right in its own answers.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import secrets
@@ -21,6 +20,7 @@ from typing import Any
 import orjson
 
 from nbdeploy import processes
+from nbdeploy.home import note_in_work, write_note
 
 INTERVAL = 0.25  # seconds between two writes
 ENDED = "ended.json"
@@ -139,7 +139,7 @@ class Share:
         if body == self._written:
             return
         with suppress(OSError):  # a full disk, or a folder that is gone: nobody else sees the newest numbers
-            _replace(self._path, body)
+            write_note(self._path, body)
             self._written = body
 
     def _others(self) -> tuple[list[Worker], Numbers]:
@@ -192,10 +192,10 @@ def _fold(folder: Path) -> None:
         if gone:
             names = [*folded, *(path.name for path, _ in gone if path.name not in folded)]
             numbers = {name: list(found.items()) for name, found in ended.items()}
-            _replace(folder / ENDED, orjson.dumps({"folded": names[-MAX_ENDED:], "numbers": numbers}))
+            write_note(folder / ENDED, orjson.dumps({"folded": names[-MAX_ENDED:], "numbers": numbers}))
         for path, _ in gone:
             path.unlink(missing_ok=True)
-            _temporary(path).unlink(missing_ok=True)
+            note_in_work(path).unlink(missing_ok=True)
 
 
 def _workers(folder: Path) -> list[tuple[Path, Worker]]:
@@ -216,27 +216,6 @@ def _read_ended(folder: Path) -> tuple[list[str], Numbers]:
 
 def _parsed(numbers: Mapping[str, Any]) -> Numbers:
     return {name: {tuple(key): one for key, one in found} for name, found in numbers.items()}
-
-
-def _replace(path: Path, body: bytes) -> None:
-    # Not synced, as home.write_atomic does: after a power cut nobody has counted anything.
-    temporary = _temporary(path)
-    try:
-        descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
-        try:
-            if os.write(descriptor, body) != len(body):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.new")  # each file has one writer
 
 
 @contextmanager
