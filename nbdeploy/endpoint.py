@@ -19,7 +19,7 @@ import pandas as pd
 from nbdeploy import answers, artifact, explanations, requirements
 from nbdeploy.batching import Batcher
 from nbdeploy.errors import InputError
-from nbdeploy.exchange import Answer, Question, Refused, Reply, Served, new_request
+from nbdeploy.exchange import Answer, Question, Refused, Reply, Served
 from nbdeploy.home import bentoml_home
 from nbdeploy.log_writer import Entry, LogWriter
 from nbdeploy.requirements import Requirement
@@ -197,7 +197,7 @@ class Endpoint:
             scores = iter(answers.score_rows(self.model.probabilities(rows)) or ())
         found = [
             Answer(
-                new_request(), self.version, self.signature.outputs, self.signature.classes, question.rows,
+                question.request, self.version, self.signature.outputs, self.signature.classes, question.rows,
                 given=[*islice(predictions, question.rows)],
                 given_scores=[*islice(scores, question.rows)] if question.proba else None,
             )
@@ -210,13 +210,13 @@ class Endpoint:
         predictions = self.model.predict(question.frame)
         scores = self.model.probabilities(question.frame) if question.proba else None
         return Answer(
-            new_request(), self.version, self.signature.outputs, self.signature.classes, question.rows,
+            question.request, self.version, self.signature.outputs, self.signature.classes, question.rows,
             raw=predictions, raw_scores=scores,
         )  # fmt: skip
 
     def _entry(self, question: Question, answer: Answer) -> Entry:
         return Entry(
-            self.version, answer.request, question.columns or {}, answer.values, answer.scores, question.gate, time.time(),
+            self.version, answer.request, question.columns or {}, answer.values, answer.scores, question.purpose, time.time(),
             question.frame,
         )  # fmt: skip
 

@@ -147,6 +147,22 @@ class Answer:
         return [f"{self.request}-{row}" for row in range(self.rows)]
 
 
+def new_request() -> str:
+    """The id of one request: 16 hexadecimal digits."""
+    try:
+        return _ids.pop()
+    except IndexError:
+        # One system call for many: each lets another thread have Python's lock.
+        digits = secrets.token_bytes(8 * 256).hex()
+        _ids.extend(digits[i : i + 16] for i in range(16, len(digits), 16))
+        return digits[:16]
+
+
+_ids: list[str] = []
+if hasattr(os, "register_at_fork"):  # or two processes would give the same ids
+    os.register_at_fork(after_in_child=_ids.clear)
+
+
 @dataclass(frozen=True)
 class Question:
     """The checked rows of one request.
@@ -159,16 +175,21 @@ class Question:
         Instead of `columns`, the rows as the model takes them: where they came as tensors or as an Arrow stream.
     write : callable
         Makes the reply. It runs in the model's thread, before the answer is logged: what cannot be told is not logged.
-    proba, gate : bool
-        Whether probabilities are wanted; whether a gate asks.
+    proba : bool
+        Whether probabilities are wanted.
+    purpose : str
+        Why it is asked, where no user asks; see `nbdeploy.log_writer.Entry`.
+    request : str
+        The id of the request. It is made with the question, so that whoever answers it too gives the same one.
     """
 
     columns: dict[str, list[Any]] | None
     rows: int
     write: Callable[[Answer], Reply]
     proba: bool = False
-    gate: bool = False
+    purpose: str = ""
     frame: pd.DataFrame | None = None
+    request: str = field(default_factory=new_request)
 
 
 @dataclass(frozen=True)
@@ -206,22 +227,6 @@ class Route:
     limit: int | None = None
     threaded: bool = False
     open: bool = False
-
-
-def new_request() -> str:
-    """The id of one request: 16 hexadecimal digits."""
-    try:
-        return _ids.pop()
-    except IndexError:
-        # One system call for many: each lets another thread have Python's lock.
-        digits = secrets.token_bytes(8 * 256).hex()
-        _ids.extend(digits[i : i + 16] for i in range(16, len(digits), 16))
-        return digits[:16]
-
-
-_ids: list[str] = []
-if hasattr(os, "register_at_fork"):  # or two processes would give the same ids
-    os.register_at_fork(after_in_child=_ids.clear)
 
 
 def refusal_body(refused: Refused) -> bytes:

@@ -162,8 +162,8 @@ class _Files:
         for ours, theirs in zip(schema, table.schema, strict=True):
             if ours.type != theirs.type or holds_json(ours) != holds_json(theirs):
                 raise _Mixed(ours.name)
-        gate = table.column(table.num_columns - 1)
-        self._rows[path] = self._rows.get(path, 0) + gate.to_numpy(zero_copy_only=False).tolist().count(False)
+        asked = table.column(table.num_columns - 1).to_pylist().count("")  # by users, which is what counts
+        self._rows[path] = self._rows.get(path, 0) + asked
         held = self._held.setdefault(path, [])
         held.append(table.replace_schema_metadata(schema.metadata))
         if sum(each.num_rows for each in held) >= ROWS:

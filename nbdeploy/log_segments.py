@@ -183,7 +183,7 @@ class Frames:
 
 
 def parsed(line: bytes, frames: Frames) -> dict[str, Any] | None:
-    """The entry of a line, with ``frame`` as a table; None where it is none."""
+    """The entry of a line, with its ``purpose``, and ``frame`` as a table; None where it is none."""
     try:
         entry = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -201,6 +201,10 @@ def parsed(line: bytes, frames: Frames) -> dict[str, Any] | None:
     if scores is not None and (not isinstance(scores, list) or len(scores) != len(outputs)):
         return None
     if not 0 <= entry["time"] < 1e11:
+        return None
+    # Older lines have a boolean for the only purpose that there was.
+    entry.setdefault("purpose", "gate" if entry.pop("gate", False) else "")
+    if not isinstance(entry["purpose"], str):
         return None
     if "frame" in entry:
         entry["frame"] = frames.table(entry["frame"])

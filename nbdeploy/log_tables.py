@@ -22,7 +22,7 @@ from nbdeploy.signature import Column, build_series, json_column
 if TYPE_CHECKING:
     import pyarrow as pa
 
-OWN = ("prediction", "probabilities", "prediction_id", "version", "time", "gate")
+OWN = ("prediction", "probabilities", "prediction_id", "version", "time", "purpose")
 AS_JSON = {b"nbdeploy": b"json"}  # of a column whose values are JSON text
 
 
@@ -258,11 +258,11 @@ def table_of(header: Header, version: str, entries: Sequence[Mapping[str, Any]])
     ids = [f"{entry['request']}-{row}" for entry, n in zip(entries, counts, strict=True) for row in range(n)]
     seconds = np.repeat([float(entry["time"]) for entry in entries], counts)
     moments = pa.array((seconds * 1e6).round().astype("int64"), type=pa.int64()).cast(pa.timestamp("us", tz="UTC"))
-    gates = np.repeat([bool(entry.get("gate")) for entry in entries], counts)
+    purposes = [entry["purpose"] for entry, n in zip(entries, counts, strict=True) for _ in range(n)]
     versions = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, "int32")), pa.array([version]))
     held_own = {
         "prediction": predictions, "probabilities": chances, "prediction_id": pa.array(ids, pa.string()),
-        "version": versions.cast(pa.string()), "time": moments, "gate": pa.array(gates),
+        "version": versions.cast(pa.string()), "time": moments, "purpose": pa.array(purposes, pa.string()),
     }  # fmt: skip
     for label, array in held_own.items():
         names.append(own[label])
@@ -273,6 +273,18 @@ def table_of(header: Header, version: str, entries: Sequence[Mapping[str, Any]])
         [pa.field(name, array.type, metadata=meta) for name, array, meta in zip(names, arrays, told, strict=True)]
     )
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def with_purpose(table: pa.Table) -> pa.Table:
+    """A table of the log as it is now: in older files the last column says whether a gate asked."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    last = table.num_columns - 1
+    if not pa.types.is_boolean(table.schema.field(last).type):
+        return table
+    name = own_column("purpose", table.column_names[: -len(OWN)])
+    return table.set_column(last, name, pc.if_else(table.column(last), "gate", ""))
 
 
 def frame_table(header: Header, frame: pd.DataFrame) -> pa.Table:

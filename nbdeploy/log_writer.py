@@ -55,8 +55,9 @@ class Entry:
         One JSON value per row.
     probabilities : sequence, optional
         Per row the classes' probabilities.
-    gate : bool
-        A gate asked: it is kept, and `nbdeploy.prediction_log.read` leaves it out.
+    purpose : str
+        Why it was asked, where no user asked: ``gate``, or ``shadow`` for the answer of a version that only listens. It
+        is kept, and counts nowhere as a prediction.
     time : float
         Seconds since the epoch; 0 for now.
     frame : DataFrame, optional
@@ -68,7 +69,7 @@ class Entry:
     inputs: Mapping[str, Sequence[Any]]
     outputs: Sequence[Any]
     probabilities: Sequence[Any] | None = None
-    gate: bool = False
+    purpose: str = ""
     time: float = 0.0
     frame: pd.DataFrame | None = None
 
@@ -250,8 +251,8 @@ class LogWriter:
         told["outputs"] = entry.outputs
         if entry.probabilities is not None:
             told["probabilities"] = entry.probabilities
-        if entry.gate:
-            told["gate"] = True
+        if entry.purpose:
+            told["purpose"] = entry.purpose
         line = self._dumped(told)
         if len(line) > self._look_from and "inputs" in told:
             # Only a long line can hold a long value.

@@ -33,7 +33,7 @@ from nbdeploy.log_segments import (
     place,
     stem_of,
 )
-from nbdeploy.log_tables import OWN, Header, own_column
+from nbdeploy.log_tables import OWN, Header, own_column, with_purpose
 from nbdeploy.log_values import logged_columns
 from nbdeploy.log_writer import Entry, LogWriter
 from nbdeploy.signature import Signature
@@ -71,8 +71,10 @@ def read(
     since: Any = None,
     until: Any = None,
     labels: Mapping[str, Any] | None = None,
+    *,
+    purpose: str = "",
 ) -> pd.DataFrame:
-    """The log as a frame, oldest first, without what gates asked.
+    """The log as a frame, oldest first: what users asked, or what was asked for another purpose.
 
     Columns: the inputs with the dtypes of the version that answered, then ``prediction``, ``prediction_id``,
     ``version``, ``time`` (UTC) and, where `labels` are given, ``label``; see `own_column` for where an input has such
@@ -85,10 +87,13 @@ def read(
     since, until : see `moment`
     labels : mapping, optional
         The label of each prediction id.
+    purpose : str
+        Why the rows were asked, and no others are read: ``""`` by a user, ``"gate"``, ``"shadow"``. A shadow's row has
+        the ``prediction_id`` of the row that it shadows.
     """
     start, end = moment(since), moment(until)
     by_version: dict[str, list[_Part]] = {}
-    for part in _parts(name, start, end):
+    for part in _parts(name, start, end, purpose):
         by_version.setdefault(part.version, []).append(part)
     frames, times = [], []
     for version, parts in by_version.items():
@@ -128,7 +133,7 @@ def moment(when: Any) -> float | None:
 
 
 def size(name: str) -> int:
-    """How many rows the log holds, without what gates asked. What was counted once is not read again."""
+    """How many rows users have asked for, as far as the log holds them. What was counted once is not read again."""
     return sum(rows for rows, _ in _counts(name))
 
 
@@ -169,7 +174,7 @@ def _count(path: Path) -> tuple[int, int]:
         for chunk in chunks(path, known.end, known.header):
             known.end, known.header = chunk.end, chunk.header
             known.unreadable += chunk.unreadable
-            known.rows += sum(len(entry["outputs"]) for entry in chunk.entries if not entry.get("gate"))
+            known.rows += sum(len(entry["outputs"]) for entry in chunk.entries if not entry["purpose"])
     return known.rows, known.unreadable
 
 
@@ -214,7 +219,7 @@ def _sources(where: Path) -> list[Path]:
     return [*lines, *(path for path in parquet_files(where) if stem_of(path) not in there)]
 
 
-def _parts(name: str, start: float | None, end: float | None) -> list[_Part]:
+def _parts(name: str, start: float | None, end: float | None, purpose: str) -> list[_Part]:
     where = place(name)
     done: dict[str, list[_Part]] = {}  # by file: what was read already stays read when the list is made again
     while True:
@@ -225,8 +230,8 @@ def _parts(name: str, start: float | None, end: float | None) -> list[_Part]:
             if key in done or (path.suffix == ".parquet" and not _may_hold(path, start, end)):
                 continue
             try:
-                found = _read_sealed(path) if path.suffix == ".parquet" else _read_lines(path)
-                done[key] = [part for each in found if (part := _window(each, start, end)) is not None]
+                found = _read_sealed(path) if path.suffix == ".parquet" else _read_lines(path, purpose)
+                done[key] = [part for each in found if (part := _window(each, start, end, purpose)) is not None]
             except FileNotFoundError:
                 gone = True  # sealed or removed meanwhile
         if not gone:
@@ -241,9 +246,9 @@ def _may_hold(path: Path, start: float | None, end: float | None) -> bool:
     return (start is None or day >= day_of(start)) and (end is None or day <= day_of(end))
 
 
-def _read_lines(path: Path) -> Iterator[_Part]:
+def _read_lines(path: Path, purpose: str) -> Iterator[_Part]:
     for chunk in chunks(path):
-        told = Chunk(chunk.header, [entry for entry in chunk.entries if not entry.get("gate")], 0, chunk.end)
+        told = Chunk(chunk.header, [entry for entry in chunk.entries if entry["purpose"] == purpose], 0, chunk.end)
         for day, header, table in tables(told):
             yield _Part(day.version, header, table)
 
@@ -262,13 +267,14 @@ def _read_sealed(path: Path) -> Iterator[_Part]:
         except (pa.ArrowException, OSError, ValueError):
             return
     if table.num_columns >= len(OWN) and table.num_rows:
-        yield _Part(table.column(table.num_columns - 3)[0].as_py(), header, table)
+        yield _Part(table.column(table.num_columns - 3)[0].as_py(), header, with_purpose(table))
 
 
-def _window(part: _Part, start: float | None, end: float | None) -> _Part | None:
+def _window(part: _Part, start: float | None, end: float | None, purpose: str) -> _Part | None:
+    import pyarrow.compute as pc
+
     table = part.table
-    gate = table.column(table.num_columns - 1).to_numpy()
-    keep = ~gate.astype(bool)
+    keep = pc.equal(table.column(table.num_columns - 1), purpose).to_numpy()
     if start is not None or end is not None:
         times = moments(table) / 1e6
         keep &= (times >= (start if start is not None else -np.inf)) & (times < (end if end is not None else np.inf))

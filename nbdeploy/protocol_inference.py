@@ -11,12 +11,12 @@ from typing import Any
 from nbdeploy.exchange import JSON, Answer, Asked, Question, Refused, Reply, Route, Served, dump, dump_exact
 from nbdeploy.protocol_parts import (
     Slot,
-    from_gate,
     input_slots,
     naming,
     only_keys,
     output_slots,
     proba_names,
+    purpose_of,
     read_object,
     reject,
     version_number,
@@ -96,7 +96,7 @@ def _read(asked: Asked, served: Served, number: str) -> Question:
         _write, served=served, number=number, given=given, wanted=wanted,
         binary=_flag(parameters, "binary_data_output"),
     )  # fmt: skip
-    return Question(columns, rows, write, proba=proba, gate=from_gate(asked), frame=frame)
+    return Question(columns, rows, write, proba=proba, purpose=purpose_of(asked), frame=frame)
 
 
 def _header_length(asked: Asked, size: int) -> int:

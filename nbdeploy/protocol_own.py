@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbdeploy import arrow_body, explanations
 from nbdeploy.exchange import JSON, Answer, Asked, Question, Refused, Reply, Route, Served, dump, dump_exact
+from nbdeploy.protocol_parts import purpose_of
 from nbdeploy.request_body import read_rows
 from nbdeploy.serve_options import MIB
 from nbdeploy.serving_docs import openapi
@@ -20,7 +21,6 @@ from nbdeploy.signature import problem
 if TYPE_CHECKING:
     from nbdeploy.endpoint import Endpoint
 
-GATE_HEADER = "x-nbdeploy-purpose"  # "gate": answered and logged as any request, but no user's question
 HTML = "text/html; charset=utf-8"
 _POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -77,13 +77,13 @@ def read(served: Served, asked: Asked) -> Question:
         ``proba`` is no boolean, or there are no probabilities.
     """
     proba = _proba(served, asked.query.get("proba", "false").lower())
-    gate = asked.headers.get(GATE_HEADER) == "gate"
+    purpose = purpose_of(asked)
     if asked.media == arrow_body.MEDIA:
         frame = arrow_body.read(asked.body, served.signature)
-        return Question(None, len(frame), _write_arrow, proba, gate, frame)
+        return Question(None, len(frame), _write_arrow, proba, purpose, frame)
     columns = read_rows(asked.body, served.signature)
     rows = len(next(iter(columns.values())))
-    return Question(columns, rows, _write, proba, gate)
+    return Question(columns, rows, _write, proba, purpose)
 
 
 def _write(answer: Answer) -> Reply:

@@ -19,7 +19,7 @@ from nbdeploy.signature_tensors import cell_problems
 from nbdeploy.signature_values import kind_of, short, value_problems
 
 PROBABILITIES = "probabilities"
-GATE_HEADER, GATE = "x-nbdeploy-purpose", "gate"
+PURPOSE_HEADER, GATE = "x-nbdeploy-purpose", "gate"
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 REQUEST_HEADER, VERSION_HEADER = "X-NBDeploy-Request", "X-NBDeploy-Version"
 
@@ -65,12 +65,12 @@ def ask(
 ) -> Question:
     """The question of checked columns."""
     rows = len(next(iter(columns.values())))
-    return Question(columns, rows, write, proba=proba, gate=from_gate(asked))
+    return Question(columns, rows, write, proba=proba, purpose=purpose_of(asked))
 
 
-def from_gate(asked: Asked) -> bool:
-    """Whether a gate asks: it is logged with a mark."""
-    return asked.headers.get(GATE_HEADER, "") == GATE
+def purpose_of(asked: Asked) -> str:
+    """Why a client asks, as the log has it: for a gate or, whatever else it says, as a user."""
+    return GATE if asked.headers.get(PURPOSE_HEADER, "") == GATE else ""
 
 
 def wants_proba(asked: Asked, signature: Signature, told: Any = None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import hmac
 import json
@@ -961,7 +962,7 @@ def test_sealed_days_are_a_dataset_that_others_read():
         for version in ("v1", "v2"):
             for moment in (1_700_000_000, 1_700_086_400):
                 assert log.write([Entry(version, "0" * 16, {}, [0.5] * 20, time=moment, frame=frame)])
-                assert log.write([Entry(version, "1" * 16, {}, [0.5] * 20, time=moment, frame=frame, gate=True)])
+                assert log.write([Entry(version, "1" * 16, {}, [0.5] * 20, time=moment, frame=frame, purpose="gate")])
     assert prediction_log.seal(NAME) == 1
     folder = place(NAME) / "parquet"
     paths = [str(path.relative_to(folder).parent) for path in parquet_files(place(NAME))]
@@ -974,11 +975,11 @@ def test_sealed_days_are_a_dataset_that_others_read():
         "f": "double", "f32": "float", "i": "int64", "i8": "int8", "b": "bool", "Int": "int64", "text": "string",
         "cat": "string", "size": "int64", "when": "timestamp[ns]", "on": "date32[day]", "image": "string",
         "prediction": "double", "prediction_id": "string", "version_": "string", "time_": "timestamp[us, tz=UTC]",
-        "gate": "bool", "day": "int64", "day_": "string",
+        "purpose": "string", "day": "int64", "day_": "string",
     }  # fmt: skip
     read_by_pandas = pd.read_parquet(folder / "v1")
     assert len(read_by_pandas) == 80
-    assert read_by_pandas["gate"].sum() == 40
+    assert (read_by_pandas["purpose"] == "gate").sum() == 40
     assert json.loads(read_by_pandas["image"].iloc[1]) == [[1.0] * 3] * 2
     assert prediction_log.size(NAME) == 80
 
@@ -1002,16 +1003,50 @@ def test_a_window_is_read_by_its_days_and_its_seconds():
         read(since="yesterday-ish")
 
 
-def test_what_a_gate_asked_is_kept_and_not_counted():
+def test_what_no_user_asked_is_kept_and_not_counted():
     with writer() as log:
-        made = entry()
-        log.write([entry(), Entry("v1", made.request, made.inputs, made.outputs, gate=True)])
+        asked, of_gate = entry(), entry()
+        shadow = Entry("v2", asked.request, asked.inputs, [9] * len(asked.outputs), purpose="shadow")
+        log.write([asked, dataclasses.replace(of_gate, purpose="gate"), shadow])
         for _ in range(2):
             assert len(read()) == prediction_log.size(NAME) == 1
+            (row,), (told,) = read().to_dict("records"), read(purpose="shadow").to_dict("records")
+            assert (row["prediction_id"], row["version"]) == (f"{asked.request}-0", "v1")
+            assert (told["prediction_id"], told["version"], told["prediction"]) == (f"{asked.request}-0", "v2", 9)
+            assert read(purpose="gate")["prediction_id"].tolist() == [f"{of_gate.request}-0"]
+            assert read(purpose="other").empty
             log.rotate()
             prediction_log.seal(NAME)
+    paths = parquet_files(place(NAME))
+    assert [pd.read_parquet(path)["purpose"].tolist() for path in paths] == [["", "gate"], ["shadow"]]
+
+
+def test_a_log_from_when_only_gates_were_told_apart_is_read():
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    with writer() as log:
+        log.write([entry(), dataclasses.replace(entry(), purpose="gate")])
+        log.rotate()
+        log.write([entry(), dataclasses.replace(entry(), purpose="gate")])
+    first, second = lines_files(place(NAME))
+    for path in (first, second):
+        path.write_bytes(path.read_bytes().replace(b'"purpose":"gate"', b'"gate":true'))
+        assert b'"gate":true' in path.read_bytes()
+    kept = second.read_bytes()
+    second.unlink()
+    assert prediction_log.seal(NAME) == 1
     (path,) = parquet_files(place(NAME))
-    assert pd.read_parquet(path)["gate"].tolist() == [False, True]
+    table = pyarrow.parquet.ParquetFile(path).read()
+    assert table.column_names[-1] == "purpose"
+    was = pa.array([purpose == "gate" for purpose in table.column("purpose").to_pylist()])
+    pyarrow.parquet.write_table(table.set_column(table.num_columns - 1, "gate", was), path)
+    second.write_bytes(kept)
+    with writer() as log:
+        log.write([entry()])
+
+    assert (len(read()), len(read(purpose="gate")), len(read(purpose="shadow"))) == (3, 2, 0)
+    assert list(read().columns) == ["n", "i", "text", "prediction", "prediction_id", "version", "time"]
 
 
 def test_the_log_names_its_own_columns_around_the_inputs_and_is_sorted_by_its_own_time():

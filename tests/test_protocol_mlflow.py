@@ -111,8 +111,9 @@ def test_the_answer_names_its_request_and_version(face):
 
 
 def test_a_gate_is_told_from_users(face):
-    assert face.question(PATH, {"inputs": COLUMNS}, X_NBDeploy_Purpose="gate").gate
-    assert not face.question(PATH, {"inputs": COLUMNS}).gate
+    assert face.question(PATH, {"inputs": COLUMNS}, X_NBDeploy_Purpose="gate").purpose == "gate"
+    assert face.question(PATH, {"inputs": COLUMNS}).purpose == ""
+    assert face.question(PATH, {"inputs": COLUMNS}, X_NBDeploy_Purpose="shadow").purpose == ""
 
 
 # -- CSV ----------------------------------------------------------------------------------------------------

@@ -95,6 +95,17 @@ def test_every_answer_is_in_the_log_before_it_is_given(service, http, row):
     assert abs(found["time"] - pd.Timestamp.now("UTC")) < pd.Timedelta("1m")
 
 
+@pytest.mark.parametrize("said, purpose", [("gate", "gate"), ("shadow", ""), ("GATE", ""), ("", "")])
+def test_a_client_may_ask_for_a_gate_and_for_nothing_else(service, http, row, said, purpose):
+    for path, body in (("/predict", row), ("/invocations", {"dataframe_records": [row]})):
+        answer = http.post(path, json=body, headers={"X-NBDeploy-Purpose": said})
+        request = answer.headers.get("X-NBDeploy-Request") or answer.json()["prediction_ids"][0].partition("-")[0]
+
+        found = prediction_log.read("flight-delay", since="1m", purpose=purpose)
+
+        assert f"{request}-0" in set(found["prediction_id"])
+
+
 def bad_bodies(row):
     def changed(**values):
         return json.dumps({**row, **values})
