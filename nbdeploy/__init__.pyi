@@ -9,6 +9,7 @@ from .errors import NbdeployError as NbdeployError
 from .errors import NotFound as NotFound
 from .errors import PortBusy as PortBusy
 from .errors import RehearsalError as RehearsalError
+from .errors import ReleaseError as ReleaseError
 from .errors import SaveError as SaveError
 from .errors import ServiceError as ServiceError
 from .framework import Framework as Framework
@@ -21,6 +22,11 @@ from .model_card import Card as Card
 from .model_store import ModelVersion as ModelVersion
 from .model_store import versions as versions
 from .panel_view import panel as panel
+from .releases import history as history
+from .releases import promote as promote
+from .releases import rollback as rollback
+from .releases import traffic as traffic
+from .routing import Traffic as Traffic
 from .signature import Column as Column
 from .signature import Signature as Signature
 from .version_file import export_version as export_version

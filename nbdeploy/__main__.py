@@ -59,7 +59,7 @@ def _run(arguments: Sequence[str], as_json: bool) -> int:
     else:
         print(_text(result), flush=True)
     if said := verbs.note(verb, result):
-        print(said, file=sys.stderr)
+        print(said.replace("%deploy ", "nbdeploy "), file=sys.stderr)
     return 0 if verb.succeeded(result, resolved) else 1
 
 

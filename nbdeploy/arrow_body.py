@@ -84,9 +84,18 @@ def write_rows(frame: pd.DataFrame, signature: Signature) -> bytes:
 
 
 def write_answers(
-    values: Predicted, scores: Probabilities | None, classes: tuple[Any, ...] | None, request: str, version: str
+    values: Predicted,
+    scores: Probabilities | None,
+    classes: tuple[Any, ...] | None,
+    request: str,
+    version: str,
+    *,
+    versions: Sequence[str] = (),
 ) -> bytes:
-    """The answer to a body: the columns of `nbdeploy.answers.frame_of`, ``prediction_id`` and ``version``."""
+    """The answer to a body: the columns of `nbdeploy.answers.frame_of`, ``prediction_id`` and ``version``.
+
+    `versions` are those of the rows, where several have answered.
+    """
     frame = answers.frame_of(values, scores, classes)
     arrays, names = [], []
     named = values if isinstance(values, dict) else {"": values}
@@ -98,7 +107,8 @@ def write_answers(
         names.append(str(name))
     rows = pa.array(np.arange(len(frame))).cast(pa.string())
     ids = pc.binary_join_element_wise(pa.scalar(request), rows, "-")  # those of `Answer.ids`
-    arrays += [ids, pa.DictionaryArray.from_arrays(np.zeros(len(frame), dtype="int32"), [version])]
+    one = pa.DictionaryArray.from_arrays(np.zeros(len(frame), dtype="int32"), [version])
+    arrays += [ids, pa.array(versions).dictionary_encode() if versions else one]
     return _stream(pa.Table.from_arrays(arrays, names=[*names, "prediction_id", "version"]))
 
 

@@ -137,7 +137,7 @@ def _answers(answer: dict[str, Any], signature: Signature) -> pd.DataFrame:
     scores = answers.scores_of(answer.get("probabilities"), several=signature.several)
     if scores is not None:
         outputs = outputs.join(answers.scores_frame(scores, signature.classes))
-    return outputs.assign(prediction_id=answer["prediction_ids"], version=answer["version"])
+    return outputs.assign(prediction_id=answer["prediction_ids"], version=answer.get("versions", answer["version"]))
 
 
 def _get(http: httpx.Client, name: str, path: str) -> dict[str, Any]:

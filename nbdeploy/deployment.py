@@ -12,23 +12,24 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nbdeploy import credentials, listening, model_store, processes
+from nbdeploy import credentials, listening, model_store, processes, routing
 from nbdeploy.artifact import SERVICE, failure, tampered
-from nbdeploy.errors import NotFound, ServiceError, did_you_mean
+from nbdeploy.errors import NbdeployError, NotFound, ReleaseError, ServiceError, did_you_mean
 from nbdeploy.home import check_name, folder, home, lock, read_json, write_atomic, write_json
 from nbdeploy.model_store import ModelVersion, Staged, service_class
 from nbdeploy.requirements import Requirement
 from nbdeploy.serve_options import ServeOptions
 
 READY = "ready"  # the folder in which every worker that is ready has a note
+APPLIED = "applied"  # the folder in which every worker says which traffic it has applied
 START_TIMEOUT = 120.0
 TAIL_BYTES = 1 << 20
 STOP_GRACE = 32.0  # a little more than the supervisor gives its workers
@@ -128,7 +129,14 @@ def find(name: str) -> Deployment | None:
     if facts is None:
         return None
     deployment = Deployment.from_dict(facts)
-    return deployment if deployment.alive else None
+    if not deployment.alive:
+        return None
+    live = routing.live(name)
+    if live not in (None, deployment.version):  # promoted since it was started
+        with suppress(NotFound):
+            version = model_store.get(name, live)
+            return replace(deployment, version=version.version, digest=version.digest)
+    return deployment
 
 
 def get(name: str) -> Deployment:
@@ -184,6 +192,7 @@ def launch(
     *,
     port: int | None = None,
     options: ServeOptions | None = None,
+    since: int | None = None,
     on_wait: Callable[[], None] = lambda: None,
 ) -> Iterator[Probation]:
     """Start a service on probation; it is ended after the block unless it was kept.
@@ -196,6 +205,8 @@ def launch(
         The wished port. By default the one that it had, or a free one.
     options : ServeOptions, optional
         Where and how it listens.
+    since : int, optional
+        The generation of the traffic from which on it is followed; by default the next one.
     on_wait
         Called about every 0.05 s while waiting.
 
@@ -214,6 +225,7 @@ def launch(
     run = folder("run", name)
     spec_path, outcome, log_path = run / "spec.json", run / "outcome.json", run / "service.log"
     options = options or ServeOptions()
+    since = routing.traffic(name).generation + 1 if since is None else since
     listener = _listen(name, options.host, port, (read_json(spec_path) or {}).get("port", 0))
     address, bound = listener.getsockname()[:2]
     url = listening.url_of(options, address, bound)
@@ -222,7 +234,7 @@ def launch(
         token_file = _arranged(name, options, address)
     identity = secrets.token_hex(16)
     metrics = run / "metrics"
-    for emptied in (metrics, run / READY):
+    for emptied in (metrics, run / READY, run / APPLIED):
         shutil.rmtree(emptied, ignore_errors=True)
         emptied.mkdir(mode=0o700)
     outcome.unlink(missing_ok=True)
@@ -230,7 +242,8 @@ def launch(
         "name": name, "version": subject.version, "files": dict(subject.files), "outcome": str(outcome),
         "folder": str(run), "service": f"service:{service_class(name)}",
         "descriptor": listener.fileno(), "address": address, "port": bound, "metrics": str(metrics),
-        "ready": str(run / READY), "state": str(_state_path(name)),
+        "ready": str(run / READY), "applied": str(run / APPLIED), "state": str(_state_path(name)),
+        "traffic": str(routing.path(name)), "since": since,
         "options": options.to_dict(), "token_file": token_file,
     }  # fmt: skip
     write_atomic(run / SERVICE, service)
@@ -246,7 +259,8 @@ def launch(
             name, version.version, version.digest, url, process.pid, processes.started(process.pid), identity,
             str(log_path), now, token_file, options,
         )  # fmt: skip
-        write_json(spec_path, {**spec, "path": str(version.path), "files": dict(version.files)})
+        now_live = routing.traffic(name).generation
+        write_json(spec_path, {**spec, "path": str(version.path), "files": dict(version.files), "since": now_live})
         write_json(_state_path(name), asdict(deployment))
         stdin = process.stdin
         assert stdin is not None
@@ -291,9 +305,74 @@ def stop(name: str) -> Deployment:
         deployment = get(name)
         processes.end(processes.family(deployment.pid, deployment.identity), grace=STOP_GRACE, first=deployment.pid)
         _state_path(name).unlink(missing_ok=True)
-        for left in ("metrics", READY):
+        for left in ("metrics", READY, APPLIED):
             shutil.rmtree(home() / "run" / name / left, ignore_errors=True)
         return deployment
+
+
+def acknowledged(name: str) -> dict[str, dict[str, Any]]:
+    """What the workers of a deployment, and what runs beside them, say of themselves, by what they are called.
+
+    A worker says the ``generation`` of the traffic that it took up, whether it is ``applied``, what it has ``loaded``
+    and what has ``failed`` and why, and the ``memory`` that it holds, in bytes.
+    """
+    found = {}
+    for path in (home() / "run" / check_name(name) / APPLIED).glob("[!.]*.json"):
+        with suppress(NbdeployError, OSError):
+            if (told := read_json(path)) is not None:
+                found[path.stem] = told
+    return {who: told for who, told in sorted(found.items()) if who.isdecimal()}
+
+
+def await_applied(
+    running: Deployment,
+    generation: int,
+    seconds: float,
+    on_wait: Callable[[], None] = lambda: None,
+    versions: Sequence[str] = (),
+) -> dict[str, dict[str, Any]]:
+    """Wait until every worker has taken up a generation of the traffic, and has loaded `versions`.
+
+    Raises
+    ------
+    ReleaseError
+        A worker could not load what it needs.
+    ServiceError
+        One has not acknowledged in time, or the service has ended.
+    """
+    name, deadline, looked = running.name, time.monotonic() + seconds, 0.0
+    workers = [str(number) for number in range(1, running.options.workers + 1)]
+    while True:
+        told = {who: each for who, each in acknowledged(name).items() if each["generation"] >= generation}
+        for who, each in told.items():
+            if each["generation"] == generation:
+                _must_have_loaded(name, who, each, versions)
+        if all(who in told for who in workers):
+            return told
+        now = time.monotonic()
+        late = [who for who in workers if who not in told]
+        gone = now - looked > 0.5 and not running.alive
+        if now > deadline or gone:
+            which = f"worker {late[0]}" if len(late) == 1 else f"workers {', '.join(late)}"
+            reason = (
+                "the service has ended"
+                if gone
+                else f"{which} of {len(workers)} did not acknowledge it within {seconds:.0f} s"
+            )
+            msg = f"the change of {name!r} is written, and {reason}"
+            raise ServiceError(msg, f"Whoever starts next goes by it. See %deploy logs {name}.")
+        looked = now if now - looked > 0.5 else looked
+        on_wait()
+        time.sleep(0.01)
+
+
+def _must_have_loaded(name: str, worker: str, told: Mapping[str, Any], versions: Sequence[str]) -> None:
+    failed = next((version for version in versions if version in told["failed"]), None)
+    if failed is None and not told["applied"] and told["failed"]:
+        failed = next(iter(told["failed"]))
+    if failed is not None:
+        msg = f"worker {worker} cannot load {name}:{failed}: {told['failed'][failed]}"
+        raise ReleaseError(msg, f"See %deploy logs {name}.")
 
 
 def log_tail(name: str, lines: int = 50) -> str:

@@ -28,6 +28,7 @@ from nbdeploy.serving_metrics import Metrics
 from nbdeploy.signature import problem
 
 WARM_ROWS = 200
+VERSIONS = 4  # that a worker is expected to write the log of at the same time
 
 # The rows of a model call, as far as they were not handed to the model.
 _Seen = tuple[Mapping[str, Sequence[Any]] | None, pd.DataFrame | None]
@@ -46,6 +47,8 @@ class Endpoint:
         How many rows of its sample it must reproduce before it answers; None for all.
     folder, worker
         Where the workers of a deployment tell each other their numbers, and which one this is.
+    leads : bool
+        Whether it is the version that its process counts under; see `nbdeploy.serving_metrics.Metrics`.
 
     Raises
     ------
@@ -65,6 +68,7 @@ class Endpoint:
         rows: int | None = WARM_ROWS,
         folder: Path | None = None,
         worker: str = "",
+        leads: bool = True,
     ) -> None:
         self._before = frozenset(sys.modules)
         self._path, self.options = path, options
@@ -73,14 +77,15 @@ class Endpoint:
         self.served = Served(name, version, self.signature)
         self.log = LogWriter(
             name, self.signature.columns, outputs=self.signature.outputs, required=options.log_required,
-            max_bytes=options.log_bytes, days=options.log_days, workers=options.workers,
+            max_bytes=options.log_bytes, days=options.log_days, workers=options.workers * VERSIONS,
         )  # fmt: skip
-        self.metrics = Metrics(name, version, self.signature, self.log, folder=folder, worker=worker)
+        self.metrics = Metrics(name, version, self.signature, self.log, folder=folder, worker=worker, leads=leads)
         # One model call at a time: few models promise that predict may run in two threads at once.
         self._batcher = Batcher[Question, Reply](
             self._replies, together=not self.model.unbatched, max_wait=options.timeout / 2
         )
         self.name, self.version = name, version
+        self.in_use = 0  # requests that are being answered: what is in use is not closed
         self._explainer: explanations.Explainer | None = None
         self._explaining = ThreadPoolExecutor(1, thread_name_prefix="explain")
         # Times are compared with those of training in the frame, which the model must then leave as it is.
@@ -141,6 +146,7 @@ class Endpoint:
         """Close the log. What is asked afterwards opens it again."""
         self.log.close()
         self.metrics.close()
+        self._explaining.shutdown(wait=False)
 
     def complain(self, what: str, error: Exception) -> None:
         """Write a failure to the log of the service, without what may quote a private value."""
@@ -217,7 +223,7 @@ class Endpoint:
     def _entry(self, question: Question, answer: Answer) -> Entry:
         return Entry(
             self.version, answer.request, question.columns or {}, answer.values, answer.scores, question.purpose, time.time(),
-            question.frame,
+            question.frame, question.part,
         )  # fmt: skip
 
     def _blamed(self, error: BaseException, question: Question) -> BaseException:

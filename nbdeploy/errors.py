@@ -8,6 +8,7 @@ NbdeployError
 ├── InputError       rows that do not fit the signature; ``problems`` lists them
 ├── ServiceError     a service that did not start, died or does not answer
 │   └── PortBusy     the wished port belongs to somebody else
+├── ReleaseError     a change of traffic that is refused, or that a version prevents
 ├── GateError        a gate that could not be run (a failed gate is a value, not an error)
 └── DriftError       nothing to compare
 """
@@ -90,6 +91,10 @@ class ServiceError(NbdeployError):
 
 class PortBusy(ServiceError):
     """The wished port is taken."""
+
+
+class ReleaseError(NbdeployError):
+    """A change of traffic is refused, or a version cannot take requests. Nothing was changed."""
 
 
 class GateError(NbdeployError):

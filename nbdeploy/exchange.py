@@ -9,10 +9,11 @@ import json
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import orjson
 
 from nbdeploy import answers
@@ -111,6 +112,10 @@ class Answer:
         One plain JSON value per row; a list where a row has several values, an object where outputs have names.
     scores : list or None
         Per row the classes' probabilities, where they were asked for.
+    version : str
+        Which answered. Where rows went to several, all of them: ``v1,v2``.
+    versions : tuple of str
+        Then the version of each row; else empty.
     """
 
     request: str
@@ -122,6 +127,7 @@ class Answer:
     raw_scores: Probabilities | None = None
     given: list[Any] | None = None
     given_scores: list[Any] | None = None
+    versions: tuple[str, ...] = ()
 
     @cached_property
     def values(self) -> list[Any]:
@@ -140,6 +146,35 @@ class Answer:
         if self.raw is not None:
             return answers.frame_of(self.raw)
         return answers.from_json(self.values, self.outputs)
+
+    @classmethod
+    def merged(cls, parts: Sequence[tuple[Sequence[int], Answer]]) -> Answer:
+        """The answer to one question whose rows several versions have answered.
+
+        Parameters
+        ----------
+        parts : sequence of pair
+            The numbers of the rows, and the answer to them.
+        """
+        first = parts[0][1]
+        order = np.argsort(np.concatenate([np.asarray(rows) for rows, _ in parts]))
+        each = [version for rows, answer in parts for version in [answer.version] * len(rows)]
+        versions = tuple(each[place] for place in order)
+        told = replace(
+            first, rows=len(order), version=",".join(sorted(set(versions))), versions=versions,
+            raw=None, raw_scores=None, given=None, given_scores=None,
+        )  # fmt: skip
+        if all(answer.raw is not None for _, answer in parts):
+            raws, scores = [answer.raw for _, answer in parts], [answer.raw_scores for _, answer in parts]
+            return replace(
+                told, raw=_reordered(raws, order), raw_scores=None if scores[0] is None else _reordered(scores, order)
+            )
+        values = [value for _, answer in parts for value in answer.values]  # noqa: PD011  not pandas
+        listed = None if first.scores is None else [score for _, answer in parts for score in answer.scores or ()]
+        return replace(
+            told, given=[values[place] for place in order],
+            given_scores=listed and [listed[place] for place in order],
+        )  # fmt: skip
 
     @property
     def ids(self) -> list[str]:
@@ -181,6 +216,8 @@ class Question:
         Why it is asked, where no user asks; see `nbdeploy.log_writer.Entry`.
     request : str
         The id of the request. It is made with the question, so that whoever answers it too gives the same one.
+    part : sequence of int
+        Where these are not all rows of the request: which of them they are.
     """
 
     columns: dict[str, list[Any]] | None
@@ -190,6 +227,13 @@ class Question:
     purpose: str = ""
     frame: pd.DataFrame | None = None
     request: str = field(default_factory=new_request)
+    part: Sequence[int] = ()
+
+    def take(self, rows: Sequence[int]) -> Question:
+        """The same question about some of its rows, which keep their ids."""
+        frame = None if self.frame is None else self.frame.iloc[list(rows)].reset_index(drop=True)
+        columns = self.columns and {name: [held[row] for row in rows] for name, held in self.columns.items()}
+        return replace(self, columns=columns, frame=frame, rows=len(rows), part=tuple(rows))
 
 
 @dataclass(frozen=True)
@@ -227,6 +271,14 @@ class Route:
     limit: int | None = None
     threaded: bool = False
     open: bool = False
+
+
+def _reordered(raws: Sequence[Any], order: Any) -> Any:
+    if isinstance(raws[0], dict):
+        return {name: _reordered([raw[name] for raw in raws], order) for name in raws[0]}
+    if isinstance(raws[0], list):  # of probabilities, one array per target
+        return [_reordered(list(held), order) for held in zip(*raws, strict=True)]
+    return np.concatenate(raws)[order]
 
 
 def refusal_body(refused: Refused) -> bytes:

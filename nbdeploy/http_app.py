@@ -8,27 +8,24 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 from urllib.parse import parse_qsl
 
-from nbdeploy import (
-    access_log,
-    protocol_bentoml,
-    protocol_inference,
-    protocol_labels,
-    protocol_mlflow,
-    protocol_own,
-    protocol_tensorflow,
-)
+from nbdeploy import access_log
 from nbdeploy.access import Guard
 from nbdeploy.batching import Overloaded
 from nbdeploy.endpoint import Endpoint
 from nbdeploy.errors import InputError
-from nbdeploy.exchange import JSON, Asked, Refused, Reply, Route, refusal_body
+from nbdeploy.exchange import JSON, Answer, Asked, Question, Refused, Reply, Route, dump_exact, refusal_body
+from nbdeploy.loaded_versions import LoadedVersions
 from nbdeploy.request_body import Unreadable
+from nbdeploy.route_table import RouteTable, all_routes
+from nbdeploy.routing import Traffic
 from nbdeploy.serve_options import MIB
+from nbdeploy.version_choice import Choice
 
 INLINE_BYTES = 16 << 10  # a larger body is parsed in a thread, so that it holds nobody up
 READ_SECONDS = 30.0  # for a body to arrive
@@ -43,14 +40,15 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class HttpApp:
-    """An ASGI application that answers for one endpoint.
+    """An ASGI application that answers for one version, or for those that a traffic names.
 
     It may be mounted anywhere. Until `open` is called it answers 503.
     """
 
     def __init__(self) -> None:
-        self.endpoint: Endpoint | None = None
-        self._routes: dict[str, dict[str, Route]] = {}
+        self._table: RouteTable | None = None
+        self._routes: dict[Endpoint, list[Route]] = {}
+        self.versions: LoadedVersions | None = None  # what follows the traffic file, where there is one
         self._held = 0
         self._parsers = ThreadPoolExecutor(2, thread_name_prefix="parse")
 
@@ -58,22 +56,48 @@ class HttpApp:
         """Answer for `endpoint` from now on, whom `guard` lets in."""
         self._guard, self._options = guard, endpoint.options
         self._access = access_log.AccessLog() if endpoint.options.access_log else None
-        routes: dict[str, dict[str, Route]] = {}
-        for route in all_routes(endpoint, token=guard.needs_token):
-            routes.setdefault(route.path, {})[route.method] = route
-        self._routes, self.endpoint = routes, endpoint
+        self._show({endpoint.version: endpoint}, Choice(endpoint.name, endpoint.version))
+
+    def prepare(self, endpoint: Endpoint) -> None:
+        """Make the routes of one more version; any thread may do so."""
+        if endpoint not in self._routes:
+            self._routes[endpoint] = all_routes(endpoint, token=self._guard.needs_token)
+
+    def route(self, traffic: Traffic, endpoints: Mapping[str, Endpoint]) -> None:
+        """Answer by `traffic` from the next request on. What was begun is answered by whom it was begun.
+
+        `endpoints` has what is loaded, the live version at least.
+        """
+        assert traffic.live is not None
+        self._show(endpoints, Choice.of(traffic, endpoints.keys(), endpoints[traffic.live].signature))
+
+    def _show(self, endpoints: Mapping[str, Endpoint], choice: Choice) -> None:
+        for endpoint in endpoints.values():
+            self.prepare(endpoint)
+            endpoint.metrics.leads = endpoint.version == choice.live
+        table = RouteTable.of(endpoints, choice, {v: self._routes[each] for v, each in endpoints.items()})
+        before, self._table = self._table, table
+        for gone in set(before.endpoints.values() if before else ()) - set(endpoints.values()):
+            self._routes.pop(gone, None)
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """The live version; None before `open` and after `close`."""
+        return self._table.live if self._table is not None else None
 
     def close(self) -> None:
         """Answer 503 from now on, and finish the log."""
-        endpoint, self.endpoint = self.endpoint, None
-        if endpoint is not None:
-            endpoint.close()
+        table, self._table = self._table, None
+        if table is not None:
+            loaded = self.versions.endpoints if self.versions is not None else []
+            for endpoint in {*table.endpoints.values(), *loaded}:
+                endpoint.close()
             if self._access is not None:
                 self._access.close()
 
     def __repr__(self) -> str:
-        served = self.endpoint and self.endpoint.served
-        return f"HttpApp({served.name}:{served.version})" if served else "HttpApp()"
+        versions = [f"{each.name}:{each.version}" for each in self._table.endpoints.values()] if self._table else []
+        return f"HttpApp({', '.join(versions)})"
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """One ASGI conversation."""
@@ -88,10 +112,10 @@ class HttpApp:
 
     async def guard(self, inner: App, scope: Message, receive: Receive, send: Send) -> None:
         """Let `inner` answer whom the guard lets in: for what stands before this application, and has routes too."""
-        call = _Call(scope["method"], _path(scope), _headers(scope), {})
-        if self.endpoint is None:
+        if (table := self._table) is None:
             await _send(send, _STARTING, {}, head=False)
             return
+        call = _Call(scope["method"], _path(scope), _headers(scope), {}, table)
         try:
             reply = self._let_in(call, scope)
         except Refused as refused:
@@ -103,9 +127,9 @@ class HttpApp:
 
     def _let_in(self, call: _Call, scope: Message) -> Reply | None:
         """Find the route, and refuse who may not ask; the reply to a preflight, which asks for nothing else."""
-        methods = self._methods(call.path)
         method = "GET" if call.method == "HEAD" else call.method
-        route = call.route = methods.get(method)
+        call.routes = call.table.methods(call.path).get(method, {})
+        route = call.route = call.routes.get(call.table.choice.live) or next(iter(call.routes.values()), None)
         if len(call.headers) < len(scope["headers"]):
             _refuse_doubled(scope["headers"])
         if (preflight := self._guard.preflight(call.method, call.headers)) is not None:
@@ -113,21 +137,18 @@ class HttpApp:
         call.headers_back |= self._guard.check(method, call.headers, open=route is not None and route.open)
         return None
 
-    def _methods(self, path: str) -> dict[str, Route]:
-        return self._routes.get(path) or self._routes.get(path.rstrip("/")) or {}
-
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
-        endpoint = self.endpoint
-        if endpoint is None:
+        if (table := self._table) is None:
             await _send(send, _STARTING, {}, head=False)
             return
         begun = time.perf_counter()
-        metrics = endpoint.metrics
-        metrics.arrived()
+        arrived_at = table.live.metrics
+        arrived_at.arrived()
         headers = _headers(scope)
         request_id = access_log.request_id(headers)
         trace, more = access_log.trace_of(headers)
-        call = _Call(scope["method"], _path(scope), headers, {"X-Request-ID": request_id, **more})
+        call = _Call(scope["method"], _path(scope), headers, {"X-Request-ID": request_id, **more}, table)
+        call.request_id = request_id
         status = 499  # nobody sees it: who asked is gone, or we end
         reply: Reply | None = None
         try:
@@ -139,17 +160,19 @@ class HttpApp:
                 return
             finally:
                 self._held -= call.held
+                call.let_go()
             await _send(send, reply, call.headers_back, head=call.method == "HEAD")
             status = reply.status
         finally:
             seconds, reason = time.perf_counter() - begun, call.reason if status != 499 else "gone"
-            metrics.finished(call.route_path, status, reason, seconds)
+            arrived_at.left()
+            call.endpoint.metrics.finished(call.route_path, status, reason, seconds)
             if self._access is not None:
                 client = scope.get("client") or ("", 0)
                 self._access.write(
                     request_id=request_id, trace=trace, method=call.method, path=call.path, status=status, reason=reason,
                     seconds=seconds, rows=call.rows, bytes_in=call.received, bytes_out=len(reply.body) if reply is not None else 0,
-                    client=client[0], version=endpoint.version, route=call.route_path,
+                    client=client[0], version=call.version, route=call.route_path,
                 )  # fmt: skip
 
     async def _reply(self, call: _Call, scope: Message, receive: Receive) -> Reply:
@@ -157,11 +180,14 @@ class HttpApp:
             return preflight
         route = call.route
         if route is None:
-            if methods := self._methods(call.path):
+            if methods := call.table.methods(call.path):
                 allowed = ", ".join(sorted({*methods, *(["HEAD"] if "GET" in methods else [])}))
                 raise Refused(405, f"{call.path} has no {call.method[:20]}", headers={"Allow": allowed})
             raise Refused(404, "there is no such route; see /openapi.json")
         query = _query(scope.get("query_string", b""))
+        named = call.table.named(call.routes, query)
+        by_rows = not named and route.read is not None and call.table.choice.by_row
+        route = call.answered_by(named or self._drawn(call, route))
         deadline = _Deadline()
         try:
             body = b""
@@ -170,7 +196,7 @@ class HttpApp:
                 body = await self._body(route, call, receive, deadline)
             asked = Asked(route.method, call.path, query, call.headers, body)
             deadline.start(self._options.timeout, 504, f"no answer within {self._options.timeout:g} s")
-            reply = await self._answered(route, asked, call)
+            reply = await self._answered(route, asked, call, by_rows=by_rows)
             deadline.end()
             if deadline.passed is not None:
                 await asyncio.sleep(0)  # it passed in this very moment: let the cancellation come now
@@ -183,10 +209,22 @@ class HttpApp:
             deadline.end()
         return reply
 
-    async def _answered(self, route: Route, asked: Asked, call: _Call) -> Reply:
-        assert self.endpoint is not None
+    @staticmethod
+    def _drawn(call: _Call, route: Route) -> str:
+        if route.read is None:
+            return call.table.choice.live
+        return call.table.drawn(call.routes, call.headers, call.request_id)
+
+    async def _answered(self, route: Route, asked: Asked, call: _Call, *, by_rows: bool) -> Reply:
         try:
-            return await (self._shown(route, asked) if route.read is None else self._predicted(route, asked, call))
+            if route.read is None:
+                return await self._shown(route, asked)
+            question = await self._read(route, asked)
+            call.rows = question.rows
+            # Only the model waits for its turn: what cannot be answered is refused while it works.
+            if by_rows:
+                return await self._split(question, asked, call)
+            return await call.endpoint.answer(question)
         except (Refused, asyncio.CancelledError):
             raise
         except Unreadable as error:
@@ -200,19 +238,39 @@ class HttpApp:
                 what, reason = f"{route.path} failed", "failed"
             else:
                 what, reason = "the model failed", "model"
-            self.endpoint.complain(what, error)
+            call.endpoint.complain(what, error)
             raise Refused(500, f"{what}; see the log of the service", reason=reason) from error
 
-    async def _predicted(self, route: Route, asked: Asked, call: _Call) -> Reply:
-        assert self.endpoint is not None
+    async def _read(self, route: Route, asked: Asked) -> Question:
         assert route.read is not None
-        # Only the model waits for its turn: what cannot be answered is refused while it works.
         if len(asked.body) <= INLINE_BYTES:
-            question = route.read(asked)
-        else:
-            question = await asyncio.get_running_loop().run_in_executor(self._parsers, route.read, asked)
-        call.rows = question.rows
-        return await self.endpoint.answer(question)
+            return route.read(asked)
+        return await asyncio.get_running_loop().run_in_executor(self._parsers, route.read, asked)
+
+    async def _split(self, question: Question, asked: Asked, call: _Call) -> Reply:
+        """The reply to rows of which each is answered by the version that its value in the sticky column has."""
+        rows: dict[str, list[int]] = {}
+        for row, version in enumerate(call.table.choice.by_rows(question)):
+            rows.setdefault(version if version in call.routes else call.table.choice.live, []).append(row)
+        parts = dict.fromkeys(rows, question)
+        for version in rows:
+            if version != call.version:  # which reads by its own signature
+                read = await self._read(call.routes[version], asked)
+                parts[version] = replace(read, request=question.request)
+        if len(rows) == 1:
+            call.answered_by(next(iter(rows)))
+            return await call.endpoint.answer(parts[call.version])
+        asking = [
+            call.hold(version).answer(replace(part.take(rows[version]), write=_as_it_is))
+            for version, part in parts.items()
+        ]
+        answered = await asyncio.gather(*asking, return_exceptions=True)
+        for each in answered:
+            if isinstance(each, BaseException):
+                raise each
+        call.version = ",".join(sorted(rows))
+        told = [cast("Answer", each) for each in answered]
+        return question.write(Answer.merged([*zip(rows.values(), told, strict=True)]))
 
     async def _shown(self, route: Route, asked: Asked) -> Reply:
         assert route.show is not None
@@ -265,20 +323,13 @@ class HttpApp:
         return Reply(body, JSON, refused.status, refused.headers)
 
 
-def all_routes(endpoint: Endpoint, *, token: bool) -> list[Route]:
-    """Every route of a deployment; `token` says whether they need one."""
-    served = endpoint.served
-    return [
-        *protocol_own.routes(endpoint, token=token),
-        *protocol_labels.routes(served),
-        *protocol_mlflow.routes(served),
-        *protocol_inference.routes(served),
-        *protocol_tensorflow.routes(served),
-        *protocol_bentoml.routes(served),
-    ]
-
-
 # -- helpers ------------------------------------------------------------------------------------------------
+
+
+def _as_it_is(answer: Answer) -> Reply:
+    """A part of an answer, which is written with the others; that it can be is seen before it is logged."""
+    dump_exact([answer.values, answer.scores])
+    return cast("Reply", answer)
 
 
 _STARTING = Reply(b'{"error": "the service is starting", "problems": []}', status=503, headers={"Retry-After": "1"})
@@ -291,13 +342,41 @@ class _Gone(Exception):
 class _Call:
     """What is known of one request while it is answered."""
 
-    __slots__ = ("headers", "headers_back", "held", "method", "path", "reason", "received", "route", "rows")
+    __slots__ = (
+        "endpoint", "headers", "headers_back", "held", "holding", "method", "path", "reason", "received", "request_id",
+        "route", "routes", "rows", "table", "version",
+    )  # fmt: skip
 
-    def __init__(self, method: str, path: str, headers: dict[str, str], headers_back: dict[str, str]) -> None:
-        self.method, self.path, self.headers, self.headers_back = method, path, headers, headers_back
+    def __init__(
+        self, method: str, path: str, headers: dict[str, str], headers_back: dict[str, str], table: RouteTable
+    ) -> None:
+        self.method, self.path, self.headers, self.headers_back, self.table = method, path, headers, headers_back, table
+        self.routes: Mapping[str, Route] = {}
         self.route: Route | None = None
-        self.reason = ""
+        self.reason = self.request_id = ""
         self.received = self.held = self.rows = 0
+        self.holding: list[Endpoint] = []
+        self.endpoint = table.live
+        self.version = self.endpoint.version
+
+    def answered_by(self, version: str) -> Route:
+        """Who answers, and its route."""
+        self.let_go()
+        self.version, self.endpoint = version, self.hold(version)
+        route = self.route = self.routes[version]
+        return route
+
+    def hold(self, version: str) -> Endpoint:
+        """A version that is not unloaded until `let_go`."""
+        endpoint = self.table.endpoints[version]
+        endpoint.in_use += 1
+        self.holding.append(endpoint)
+        return endpoint
+
+    def let_go(self) -> None:
+        for endpoint in self.holding:
+            endpoint.in_use -= 1
+        self.holding.clear()
 
     @property
     def route_path(self) -> str:

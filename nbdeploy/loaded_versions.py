@@ -75,7 +75,7 @@ def plan(wanted: Traffic, states: Mapping[str, State], serving: frozenset[str]) 
     if wanted.live is None:
         return Plan()
     needed = (wanted.live, *wanted.candidates)
-    asked = (*needed, wanted.warm) if wanted.warm else needed
+    asked = (*needed, *wanted.warm)
     settled = all(states.get(version) in (State.READY, State.FAILED) for version in asked)
     serve = settled and states[wanted.live] is State.READY
     kept = {*asked, *(wanted.before[-1:])}
@@ -228,7 +228,7 @@ class LoadedVersions:
         if self._note is None or self._wanted.live is None:
             return
         states = {version: held.state for version, held in self._versions.items()}
-        asked = {self._wanted.live, *self._wanted.candidates, *filter(None, [self._wanted.warm])}
+        asked = {self._wanted.live, *self._wanted.candidates, *self._wanted.warm}
         if any(states.get(version) not in (State.READY, State.FAILED) for version in asked):
             return
         with suppress(OSError):  # who waits for it says that it has not come

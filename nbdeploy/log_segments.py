@@ -184,13 +184,7 @@ class Frames:
 
 def parsed(line: bytes, frames: Frames) -> dict[str, Any] | None:
     """The entry of a line, with its ``purpose``, and ``frame`` as a table; None where it is none."""
-    try:
-        entry = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        try:
-            entry = json.loads(line)  # has Infinity
-        except (ValueError, RecursionError):
-            return None
+    entry = _loaded(line)
     if not isinstance(entry, dict) or not entry.keys() >= _KEYS:
         return None
     outputs, scores, inputs = entry["outputs"], entry.get("probabilities"), entry.get("inputs", {})
@@ -198,8 +192,9 @@ def parsed(line: bytes, frames: Frames) -> dict[str, Any] | None:
         return None
     if not isinstance(entry["version"], str) or not isinstance(entry["request"], str) or not isinstance(inputs, dict):
         return None
-    if scores is not None and (not isinstance(scores, list) or len(scores) != len(outputs)):
-        return None
+    for each in (scores, entry.get("part")):  # one value per row, where they are there
+        if each is not None and (not isinstance(each, list) or len(each) != len(outputs)):
+            return None
     if not 0 <= entry["time"] < 1e11:
         return None
     # Older lines have a boolean for the only purpose that there was.
@@ -212,6 +207,16 @@ def parsed(line: bytes, frames: Frames) -> dict[str, Any] | None:
         return entry if whole else None
     whole = all(isinstance(values, list) and len(values) == len(outputs) for values in inputs.values())
     return entry if whole and "inputs" in entry else None
+
+
+def _loaded(line: bytes) -> Any:
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        try:
+            return json.loads(line)  # has Infinity
+        except (ValueError, RecursionError):
+            return None
 
 
 _KEYS = {"time", "version", "request", "outputs"}

@@ -255,7 +255,7 @@ def table_of(header: Header, version: str, entries: Sequence[Mapping[str, Any]])
     rows = sum(counts)
     predictions, predicted_text = _predictions(header.outputs, outputs)
     chances = _scores(scores)
-    ids = [f"{entry['request']}-{row}" for entry, n in zip(entries, counts, strict=True) for row in range(n)]
+    ids = [f"{e['request']}-{row}" for e, n in zip(entries, counts, strict=True) for row in e.get("part") or range(n)]
     seconds = np.repeat([float(entry["time"]) for entry in entries], counts)
     moments = pa.array((seconds * 1e6).round().astype("int64"), type=pa.int64()).cast(pa.timestamp("us", tz="UTC"))
     purposes = [entry["purpose"] for entry, n in zip(entries, counts, strict=True) for _ in range(n)]

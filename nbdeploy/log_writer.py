@@ -62,6 +62,8 @@ class Entry:
         Seconds since the epoch; 0 for now.
     frame : DataFrame, optional
         The rows, where they did not come as JSON.
+    part : sequence of int
+        Where these are some rows of the request: which.
     """
 
     version: str
@@ -72,6 +74,7 @@ class Entry:
     purpose: str = ""
     time: float = 0.0
     frame: pd.DataFrame | None = None
+    part: Sequence[int] = ()
 
 
 @final
@@ -251,6 +254,8 @@ class LogWriter:
         told["outputs"] = entry.outputs
         if entry.probabilities is not None:
             told["probabilities"] = entry.probabilities
+        if entry.part:
+            told["part"] = entry.part
         if entry.purpose:
             told["purpose"] = entry.purpose
         line = self._dumped(told)

@@ -13,6 +13,7 @@ from nbdeploy.protocol_parts import (
     only_keys,
     read_object,
     reject,
+    told_by,
     wants_proba,
 )
 from nbdeploy.signature import Signature
@@ -50,10 +51,7 @@ def _read(asked: Asked, signature: Signature) -> Question:
 
 
 def _write(answer: Answer) -> Reply:
-    told = {"predictions": answer.values, "prediction_ids": answer.ids, "version": answer.version}
-    if answer.scores is not None:
-        told |= {"probabilities": answer.scores, "classes": list(answer.classes or ())}
-    return Reply(dump_exact(told), headers=naming(answer))
+    return Reply(dump_exact(told_by(answer)), headers=naming(answer))
 
 
 def _schema(served: Served) -> dict[str, Any]:

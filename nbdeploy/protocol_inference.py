@@ -50,7 +50,7 @@ def routes(served: Served) -> list[Route]:
     ]
 
     def read(asked: Asked) -> Question:
-        return _read(asked, served, number)
+        return _read(asked, served)
 
     base = f"/v2/models/{served.name}"
     for path in dict.fromkeys((base, f"{base}/versions/{number}", f"{base}/versions/{served.version}")):
@@ -74,7 +74,7 @@ def _about(slot: Slot) -> dict[str, Any]:
 # -- in -----------------------------------------------------------------------------------------------------
 
 
-def _read(asked: Asked, served: Served, number: str) -> Question:
+def _read(asked: Asked, served: Served) -> Question:
     # Triton's own client names no media type.
     if asked.media not in ("", JSON, OCTETS):
         expected = f"{JSON} or {OCTETS}"
@@ -93,7 +93,7 @@ def _read(asked: Asked, served: Served, number: str) -> Question:
     proba = wants_proba(asked, signature, parameters.get("proba")) or bool(names & (wanted or {}).keys())
     columns, frame, rows = columns_of(read_tensors(value.get("inputs"), body[length:]), signature)
     write = partial(
-        _write, served=served, number=number, given=given, wanted=wanted,
+        _write, served=served, given=given, wanted=wanted,
         binary=_flag(parameters, "binary_data_output"),
     )  # fmt: skip
     return Question(columns, rows, write, proba=proba, purpose=purpose_of(asked), frame=frame)
@@ -150,9 +150,7 @@ def _wanted(outputs: Any, signature: Signature, *, binary: bool) -> dict[str, bo
 # -- out ----------------------------------------------------------------------------------------------------
 
 
-def _write(
-    answer: Answer, *, served: Served, number: str, given: str | None, wanted: dict[str, bool] | None, binary: bool
-) -> Reply:
+def _write(answer: Answer, *, served: Served, given: str | None, wanted: dict[str, bool] | None, binary: bool) -> Reply:
     tensors = outputs_of(answer, served.signature)
     if wanted is None:
         wanted = dict.fromkeys(tensors, binary)
@@ -167,7 +165,8 @@ def _write(
             facts["data"] = listed(tensor)
         outputs.append(facts)
     head = dump_exact({
-        "model_name": served.name, "model_version": number, "id": given or answer.request, "outputs": outputs,
+        "model_name": served.name, "model_version": version_number(answer.version), "id": given or answer.request,
+        "outputs": outputs,
     })  # fmt: skip
     if not parts:
         return Reply(head, headers=naming(answer))

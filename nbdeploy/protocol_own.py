@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbdeploy import arrow_body, explanations
 from nbdeploy.exchange import JSON, Answer, Asked, Question, Refused, Reply, Route, Served, dump, dump_exact
-from nbdeploy.protocol_parts import purpose_of
+from nbdeploy.protocol_parts import purpose_of, told_by
 from nbdeploy.request_body import read_rows
 from nbdeploy.serve_options import MIB
 from nbdeploy.serving_docs import openapi
@@ -87,15 +87,14 @@ def read(served: Served, asked: Asked) -> Question:
 
 
 def _write(answer: Answer) -> Reply:
-    told = {"predictions": answer.values, "prediction_ids": answer.ids, "version": answer.version}
-    if answer.scores is not None:
-        told |= {"probabilities": answer.scores, "classes": list(answer.classes or ())}
-    return Reply(dump_exact(told))
+    return Reply(dump_exact(told_by(answer)))
 
 
 def _write_arrow(answer: Answer) -> Reply:
     assert answer.raw is not None
-    body = arrow_body.write_answers(answer.raw, answer.raw_scores, answer.classes, answer.request, answer.version)
+    body = arrow_body.write_answers(
+        answer.raw, answer.raw_scores, answer.classes, answer.request, answer.version, versions=answer.versions
+    )
     return Reply(body, arrow_body.MEDIA)
 
 

@@ -95,6 +95,16 @@ def naming(answer: Answer) -> dict[str, str]:
     return {REQUEST_HEADER: answer.request, VERSION_HEADER: answer.version}
 
 
+def told_by(answer: Answer) -> dict[str, Any]:
+    """An answer as our own routes and BentoML's client have it."""
+    told = {"predictions": answer.values, "prediction_ids": answer.ids, "version": answer.version}  # noqa: PD011
+    if answer.versions:
+        told["versions"] = answer.versions
+    if answer.scores is not None:
+        told |= {"probabilities": answer.scores, "classes": list(answer.classes or ())}
+    return told
+
+
 def rows_of(answer: Answer) -> list[Any]:
     """One JSON value per row; an object where outputs have names or probabilities were asked for."""
     rows = answer.values  # noqa: PD011  not pandas
@@ -108,8 +118,8 @@ def rows_of(answer: Answer) -> list[Any]:
 
 def version_number(version: str) -> str:
     """The version as those have it who count: ``1`` for ``v1``."""
-    number = version.removeprefix("v")
-    return number if number.isdecimal() else version
+    numbers = [each.removeprefix("v") for each in version.split(",")]  # of rows that several versions answered
+    return ",".join(numbers) if all(number.isdecimal() for number in numbers) else version
 
 
 # -- columns ------------------------------------------------------------------------------------------------

@@ -10,13 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from nbdeploy import processes, traffic_split
 from nbdeploy.home import check_name, folder, lock, read_json, write_json
-
-_NONE: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -39,29 +36,32 @@ class Traffic:
         Whether a request may name its version, ``?version=v2``.
     before : tuple of str
         The versions that were live before, newest last: where `rollback` goes.
-    warm : str
-        A version that is loaded without getting requests, while it is prepared to.
+    warm : tuple of str
+        Versions that are loaded without getting requests, while they are prepared to.
     guard, rollout : mapping or None
         What `nbdeploy.guard` and `nbdeploy.rollout` were told, and how far they are.
     gates : tuple of mapping
         What a promotion needs beside the gate that comes with nbdeploy; see `nbdeploy.validate`.
     slots : tuple of str
         Who has each slot of the split; see `nbdeploy.traffic_split`. Empty where one version has all.
+    memory : tuple of pair
+        After a change: bytes that each worker held before and holds after it.
     """
 
     name: str
     generation: int = 0
     live: str | None = None
-    weights: Mapping[str, float] = _NONE
+    weights: Mapping[str, float] = field(default_factory=dict)
     shadow: tuple[str, ...] = ()
     sticky: str = ""
     pin: bool = True
     before: tuple[str, ...] = ()
-    warm: str = ""
+    warm: tuple[str, ...] = ()
     guard: Mapping[str, Any] | None = None
     rollout: Mapping[str, Any] | None = None
     gates: tuple[Mapping[str, Any], ...] = ()
     slots: tuple[str, ...] = field(default=(), repr=False)
+    memory: tuple[tuple[int, int], ...] = field(default=(), repr=False, compare=False)
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -115,6 +115,7 @@ class Traffic:
         told = [f"{version} {weight:g} %" for version, weight in self.weights.items()]
         told += [f"shadow {version}" for version in self.shadow]
         told += [f"sticky by {self.sticky}"] if self.sticky and len(self.weights) > 1 else []
+        told += [self._told_memory()] if self.memory else []
         return f"Traffic({self.name}: {', '.join(told)})"
 
     def _repr_html_(self) -> str:
@@ -126,7 +127,12 @@ class Traffic:
         )
         sticky = f"<div>sticky by <code>{html.escape(self.sticky)}</code></div>" if self.sticky else ""
         back = f"<div>rollback goes to {html.escape(self.before[-1])}</div>" if self.before else ""
-        return f"<b>{html.escape(self.name)}</b><table>{rows}</table>{sticky}{back}"
+        memory = f"<div>{self._told_memory()}</div>" if self.memory else ""
+        return f"<b>{html.escape(self.name)}</b><table>{rows}</table>{sticky}{back}{memory}"
+
+    def _told_memory(self) -> str:
+        each = [f"{old >> 20} → {new >> 20} MB" if old else f"{new >> 20} MB" for old, new in self.memory]
+        return "memory " + ", ".join(each)
 
     def role(self, version: str) -> str:
         """``live``, ``candidate``, ``shadow``, ``previous`` or ''."""
@@ -194,7 +200,7 @@ def change(
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
             steps = [*steps, {"time": now, "who": processes.user(), "action": action, "from": old.live,
                               "to": to or new.live, "why": why, "evidence": evidence}]  # fmt: skip
-        facts = {**new.to_dict(), "warm": new.warm, "slots": traffic_split.pack(new.slots) if new.slots else None}
+        facts = {**new.to_dict(), "warm": list(new.warm), "slots": traffic_split.pack(new.slots) if new.slots else None}
         write_json(path(name), {**facts, "history": steps})
         return new
 
@@ -221,7 +227,7 @@ def _traffic(name: str, state: Mapping[str, Any] | None) -> Traffic:
     return Traffic(
         name=name, generation=state.get("generation", 1), live=current, weights=state.get("weights") or {current: 100.0},
         shadow=tuple(state.get("shadow", ())), sticky=state.get("sticky", ""), pin=state.get("pin", True),
-        before=tuple(state.get("before", ())), warm=state.get("warm", ""), guard=state.get("guard"),
+        before=tuple(state.get("before", ())), warm=tuple(state.get("warm", ())), guard=state.get("guard"),
         rollout=state.get("rollout"), gates=tuple(state.get("gates", ())),
         slots=traffic_split.unpack(state["slots"]) if state.get("slots") else (),
     )  # fmt: skip

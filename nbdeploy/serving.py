@@ -6,21 +6,28 @@ Loads nothing of the notebook side. The class itself is in a generated file that
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from nbdeploy import model_store, routing
 from nbdeploy.access import guard_of
 from nbdeploy.endpoint import WARM_ROWS, Endpoint
 from nbdeploy.errors import NbdeployError, RehearsalError
 from nbdeploy.home import read_json, write_json
 from nbdeploy.http_app import HttpApp
+from nbdeploy.loaded_versions import LoadedVersions
+from nbdeploy.routing import Traffic
 from nbdeploy.serve_options import MIDDLEWARE, READY, SPEC, ServeOptions
+
+logger = logging.getLogger("bentoml.nbdeploy")
 
 # Who asks for BentoML's own observers pays for them.
 _observed = bool(os.environ.get(MIDDLEWARE))
@@ -67,14 +74,51 @@ class Predictor:
         options = ServeOptions.from_dict(spec["options"]) if "options" in spec else ServeOptions.of_environment()
         guard = guard_of(spec)
         rows = spec.get("rows", WARM_ROWS)
-        endpoint = Endpoint(
-            spec["name"], spec["version"], Path(spec["path"]), spec["files"], options, rows=rows,
-            folder=Path(spec["metrics"]) if "metrics" in spec else None, worker=Path(os.environ.get(READY, "")).name,
-        )  # fmt: skip
+        worker = Path(os.environ.get(READY, "")).name
+
+        def load(version: str, *, rows: int | None = WARM_ROWS, leads: bool = False) -> Endpoint:
+            place, files = Path(spec["path"]), spec["files"]
+            if version != spec["version"]:
+                stored = model_store.get(spec["name"], version)
+                place, files = stored.path, stored.files
+            return Endpoint(
+                spec["name"], version, place, files, options, rows=rows, leads=leads,
+                folder=Path(spec["metrics"]) if "metrics" in spec else None, worker=worker,
+            )  # fmt: skip
+
+        traffic = routing.read(Path(spec["traffic"])) if spec.get("traffic") else None
+        followed = traffic is not None and traffic.live is not None and traffic.generation >= spec["since"]
+        endpoint = _first(spec["version"] if traffic is None or not followed else traffic, load, rows)
         if spec.get("outcome") and rows is None:  # this start is the rehearsal
             write_json(Path(spec["outcome"]), {"loaded": [found.to_dict() for found in endpoint.loaded()]})
         self.endpoint = endpoint
         self.app.open(endpoint, guard)
+        if spec.get("traffic"):
+
+            def bring(version: str) -> Endpoint:
+                loaded = load(version)
+                self.app.prepare(loaded)
+                return loaded
+
+            self.app.versions = LoadedVersions(
+                endpoint, Path(spec["traffic"]), since=spec["since"], load=bring, route=self.app.route,
+                note=Path(spec["applied"]) / f"{worker}.json" if worker else None,
+            )  # fmt: skip
+
+
+def _first(wanted: str | Traffic, load: Callable[..., Endpoint], rows: int | None) -> Endpoint:
+    """The version to begin with: the live one, or where it cannot be loaded any other that is routed to."""
+    if isinstance(wanted, str):
+        return load(wanted, rows=rows, leads=True)
+    failure: Exception | None = None
+    for version in dict.fromkeys((wanted.live, *wanted.candidates, *wanted.before[-1:])):
+        try:
+            return load(version, leads=True)
+        except Exception as error:
+            failure = failure or error
+            logger.exception("%s is not loaded", version)
+    assert failure is not None
+    raise failure
 
 
 def application() -> HttpApp:
@@ -95,11 +139,9 @@ def _tell(spec: dict[str, Any], error: NbdeployError) -> None:
 def _bento_spec(tag: str) -> dict[str, Any]:
     import bentoml
 
-    from nbdeploy.model_store import recorded_files
-
     name, _, version = tag.partition(":")
     stored = bentoml.models.get(tag)
-    return {"name": name, "version": version, "path": stored.path, "files": recorded_files(name, version)}
+    return {"name": name, "version": version, "path": stored.path, "files": model_store.recorded_files(name, version)}
 
 
 def _end_with_parent(parent: int) -> None:

@@ -128,6 +128,8 @@ class Metrics:
         killed loses those of its last 0.25 s. Without a folder `render` shows this instance alone.
     worker : str, optional
         The label of this worker, the same for the one that takes its place. By default its process id.
+    leads : bool
+        Whether the process counts under this version, among those that are loaded in it.
     """
 
     def __init__(
@@ -139,6 +141,7 @@ class Metrics:
         *,
         folder: Path | None = None,
         worker: str = "",
+        leads: bool = True,
     ) -> None:
         self._name, self._version, self._log = name, version, log
         self._folder = folder
@@ -153,14 +156,19 @@ class Metrics:
         self._batch_requests = _Histogram(REQUESTS)
         self._novelty = Novelty(signature)
         self._complained = False
+        self.leads = leads
         self._share = Share(folder, worker or str(os.getpid()), self._numbers)
 
     def arrived(self) -> None:
         """Count a request that has begun."""
         self._in_flight += 1
 
+    def left(self) -> None:
+        """Count that a request which `arrived` has ended, whichever version has answered it."""
+        self._in_flight -= 1
+
     def finished(self, route: str, status: int, reason: str, seconds: float) -> None:
-        """Count a request that has ended.
+        """Count a request that this version has answered, or refused.
 
         Parameters
         ----------
@@ -169,7 +177,6 @@ class Metrics:
         reason : str
             One of our own words for why it was refused; without a meaning below 400.
         """
-        self._in_flight -= 1
         try:
             asked = self._asked[route, status]
         except KeyError:
@@ -241,7 +248,7 @@ class Metrics:
             "nbdeploy_log_drops": {(version,): [self._log.dropped]},
             "nbdeploy_log_failing": {(version,): [int(bool(self._log.failing))]},
             "nbdeploy_info": {(version, self._name, nbdeploy.__version__): [1]},
-            "nbdeploy_workers": {(version,): [1]},
+            **({"nbdeploy_workers": {(version,): [1]}} if self.leads else {}),
         }
         tallies = self._novelty.tallies
         for name, kept in (

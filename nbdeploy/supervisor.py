@@ -4,6 +4,9 @@ Run as ``python -m nbdeploy.supervisor SPEC`` with the listening socket as an in
 share. It needs nothing but the standard library, so it is there at once; BentoML's own arbiter would import the
 service a second time before it starts the worker that does the work.
 
+Beside the workers it keeps the processes that the traffic asks for: one for each version that answers into the log only,
+and one that watches a canary. They are no part of the service: without them it goes on.
+
 Until its starter writes ``keep`` to its standard input, the deployment is on probation: it has one worker, which is its
 rehearsal, and the end of the starter, or of that worker, ends it. After that it belongs to nobody but its state file,
 and the other workers are started.
@@ -27,14 +30,19 @@ from typing import Any
 GRACE = 30.0  # seconds for requests in flight, and 3 of them for a worker to close its log
 FIRST_PAUSE, MAX_PAUSE = 0.1, 10.0
 FORGOTTEN = 5  # seconds without a state file
+DISMISSED = 5.0  # seconds for a process beside the workers to end
+NAP = 0.5
+# What runs beside the service leaves it the cores.
+ONE_THREAD = {f"{pool}_NUM_THREADS": "1" for pool in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB")}
 STDIN = 0
 
 
-@dataclass
-class Worker:
-    """The place of one worker; whoever has it is replaced when it ends."""
+@dataclass(eq=False)
+class Place:
+    """The place of one process; whoever has it is replaced when it ends."""
 
-    number: int
+    name: str  # a worker's number, or what the process is for
+    command: list[str]
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     pause: float = FIRST_PAUSE
@@ -48,15 +56,18 @@ class Supervisor:
         self.spec_path = spec_path
         self.spec: dict[str, Any] = json.loads(spec_path.read_text())
         self.kept = self.ending = False
-        self.workers = [Worker(1)]
+        self.workers = [self._worker(1)]
+        self.beside: dict[str, Place] = {}
+        self.dismissed: list[tuple[subprocess.Popen[bytes], float]] = []  # told to end, and until when
+        self.traffic_seen: tuple[int, int] | None = None
         self.missing_since: float | None = None
 
     def run(self) -> int:
         awake = self._hear_signals()
         self._tell_workers()
         while not self.ending:
-            for worker in self.workers:
-                code = self._look_after(worker)
+            for place in (*self.workers, *self.beside.values()):
+                code = self._look_after(place)
                 if code is not None and not self.kept:
                     return code or 1
             heard, _, _ = select.select([awake] if self.kept else [awake, STDIN], [], [], self._nap())
@@ -66,6 +77,7 @@ class Supervisor:
                 self._hear_starter()
             if self.kept:
                 self._look_for_state()
+                self._look_at_traffic()
         self._end_workers()
         return 0
 
@@ -83,57 +95,88 @@ class Supervisor:
     def _on_end(self, _number: int, _frame: FrameType | None) -> None:
         self.ending = True
 
-    def _look_after(self, worker: Worker) -> int | None:
-        """Start a worker that is due, and note one that has ended: its exit code."""
+    def _look_after(self, place: Place) -> int | None:
+        """Start a process that is due, and note one that has ended: its exit code."""
         now = time.monotonic()
-        if worker.process is None:
-            if now < worker.due or self.ending:
+        if place.process is None:
+            if now < place.due or self.ending:
                 return None
-            worker.started = now
+            place.started = now
             try:
-                worker.process = self._start(worker.number)
+                place.process = self._start(place)
             except OSError as error:  # no memory, no process left
                 code = error.errno or 1
             else:
                 return None
         else:
-            ended = worker.process.poll()
+            ended = place.process.poll()
             if ended is None:
                 return None
             code = ended
-            self._forget(worker.number, worker.process.pid)
-            worker.process = None
-        worker.pause = FIRST_PAUSE if now - worker.started > MAX_PAUSE else min(worker.pause * 2, MAX_PAUSE)
-        worker.due = now + worker.pause
+            self._forget(place.name, place.process.pid)
+            place.process = None
+        place.pause = FIRST_PAUSE if now - place.started > MAX_PAUSE else min(place.pause * 2, MAX_PAUSE)
+        place.due = now + place.pause
         if self.kept and not self.ending:
-            _say(f"worker {worker.number} ended with code {code}; starting another in {worker.pause:.1f} s")
+            what = "worker " if place in self.workers else ""
+            _say(f"{what}{place.name} ended with code {code}; starting another in {place.pause:.1f} s")
         return code
 
     def _nap(self) -> float:
         now = time.monotonic()
-        due = [worker.due - now for worker in self.workers if worker.process is None]
-        return min([1.0, *(max(0.0, each) for each in due)])
+        due = [place.due - now for place in (*self.workers, *self.beside.values()) if place.process is None]
+        return min([NAP, *(max(0.0, each) for each in due)])
 
-    def _start(self, number: int) -> subprocess.Popen[bytes]:
-        descriptor = int(self.spec["descriptor"])
+    def _worker(self, number: int) -> Place:
         command = [
-            sys.executable, "-m", "nbdeploy.worker", self.spec["service"],
-            "--fd", str(descriptor), "--worker-id", str(number), "--timeout-graceful-shutdown", str(int(GRACE) - 3),
+            "nbdeploy.worker", self.spec["service"], "--fd", str(int(self.spec["descriptor"])),
+            "--worker-id", str(number), "--timeout-graceful-shutdown", str(int(GRACE) - 3),
         ]  # fmt: skip
+        return Place(str(number), command)
+
+    def _start(self, place: Place) -> subprocess.Popen[bytes]:
+        serves = place in self.workers
         env = {
-            **os.environ, "NBDEPLOY_SPEC": str(self._workers_spec), "NBDEPLOY_READY": str(self._note(number)),
-            "PROMETHEUS_MULTIPROC_DIR": self.spec["metrics"],
+            **os.environ, "NBDEPLOY_SPEC": str(self._workers_spec), "PROMETHEUS_MULTIPROC_DIR": self.spec["metrics"],
+            **({"NBDEPLOY_READY": str(self._note(place.name))} if serves else ONE_THREAD),
         }  # fmt: skip
         return subprocess.Popen(
-            command, cwd=self.spec["folder"], pass_fds=[descriptor], stdin=subprocess.DEVNULL, env=env
-        )
+            [sys.executable, "-m", *place.command], cwd=self.spec["folder"], stdin=subprocess.DEVNULL, env=env,
+            pass_fds=[int(self.spec["descriptor"])] if serves else [],
+        )  # fmt: skip
+
+    def _look_at_traffic(self) -> None:
+        """Have beside the workers what the traffic asks for."""
+        try:
+            about = Path(self.spec["traffic"]).stat()
+            seen = (about.st_mtime_ns, about.st_ino)
+            if seen != self.traffic_seen:
+                self.traffic_seen = seen
+                self._keep_beside(json.loads(Path(self.spec["traffic"]).read_text()))
+        except (OSError, ValueError, AttributeError):  # nothing is released, or somebody's editor is at it
+            return
+        finally:
+            self.dismissed = [(process, until) for process, until in self.dismissed if not _ended(process, until)]
+
+    def _keep_beside(self, traffic: dict[str, Any]) -> None:
+        wanted = {f"shadow-{version}": ["nbdeploy.shadow_worker", version] for version in traffic.get("shadow") or ()}
+        if traffic.get("guard") or traffic.get("rollout"):
+            wanted["guardian"] = ["nbdeploy.guardian", self.spec["name"]]
+        for name in self.beside.keys() - wanted.keys():
+            process = self.beside.pop(name).process
+            if process is not None:
+                process.terminate()
+                self.dismissed.append((process, time.monotonic() + DISMISSED))
+            self._forget(name, process.pid if process is not None else 0)
+        for name in wanted.keys() - self.beside.keys():
+            self.beside[name] = Place(name, wanted[name])
 
     @property
     def _workers_spec(self) -> Path:
         return self.spec_path.with_name("worker.json")
 
-    def _note(self, number: int) -> Path:
-        return Path(self.spec["ready"]) / str(number)
+    def _note(self, name: str) -> Path:
+        return Path(self.spec["ready"]) / name
 
     def _tell_workers(self) -> None:
         # A worker reads who its parent is from the spec: a parent that dies before the worker is up would leave it with
@@ -143,8 +186,9 @@ class Supervisor:
         new.write_text(json.dumps({**self.spec, "supervisor": os.getpid()}))
         os.replace(new, self._workers_spec)
 
-    def _forget(self, number: int, pid: int) -> None:
-        self._note(number).unlink(missing_ok=True)
+    def _forget(self, name: str, pid: int) -> None:
+        self._note(name).unlink(missing_ok=True)
+        (Path(self.spec["applied"]) / f"{name}.json").unlink(missing_ok=True)
         # What a dead worker had waiting or in flight is no more; what it counted stays.
         for gauge in Path(self.spec["metrics"]).glob(f"gauge_live*_{pid}.db"):
             gauge.unlink(missing_ok=True)
@@ -160,7 +204,7 @@ class Supervisor:
         # What is served from now on is the committed version, not the staged one.
         self.spec = json.loads(self.spec_path.read_text())
         self._tell_workers()
-        self.workers += [Worker(number) for number in range(2, self.spec["options"]["workers"] + 1)]
+        self.workers += [self._worker(number) for number in range(2, self.spec["options"]["workers"] + 1)]
 
     def _look_for_state(self) -> None:
         # Without its state file nobody could find this deployment, or end it.
@@ -174,7 +218,8 @@ class Supervisor:
             self.ending = True
 
     def _end_workers(self) -> None:
-        living = [worker.process for worker in self.workers if worker.process is not None]
+        living = [place.process for place in (*self.workers, *self.beside.values()) if place.process is not None]
+        living += [process for process, _ in self.dismissed]
         for process in living:
             process.terminate()
         deadline = time.monotonic() + GRACE
@@ -184,6 +229,13 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _ended(process: subprocess.Popen[bytes], until: float) -> bool:
+    if process.poll() is None and time.monotonic() > until:
+        process.kill()
+        process.wait()
+    return process.poll() is not None
 
 
 def _say(text: str) -> None:

@@ -30,6 +30,7 @@ class Kind(Enum):
     OFF = "flag that switches off"
     PAIR = "KEY=VALUE"
     LIST = "value"
+    SHARES = "VERSION=PERCENT"
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,8 @@ SERVING = (
     Argument("--access-log", "one JSON line per request in the service's log", Kind.FLAG),
     Argument("--bentoml-middleware", "BentoML's own tracing, metrics and access log too", Kind.FLAG),
 )  # fmt: skip
+WHY = Argument("--why", "a few words for the history")
+SIGNATURE_CHANGE = Argument("--allow-signature-change", "though it refuses what the live version takes", Kind.FLAG)
 SINCE = Argument("--since", "how long ago (30m, 24h, 7d) or a moment (2026-01-31T08:00, UTC)")
 UNTIL = Argument("--until", "the end of the window, as --since")
 
@@ -146,6 +149,21 @@ VERBS: dict[str, Verb] = {
               Argument("--param", "a parameter of the notebook; repeatable", Kind.PAIR, "parameters", short="-p"),
               Argument("--timeout", "seconds for the whole notebook", Kind.NUMBER)),
              "validate flight-delay -p at_least=0.8", succeeded=lambda result, _values: bool(result.passed)),
+        Verb("traffic", "say which version answers whom, or show it",
+             (NAME, Argument("weights", "percent by version, together 100: v1=90 v2=10", Kind.SHARES, optional=True),
+              Argument("--shadow", "a version that answers into the log only; repeatable", Kind.LIST),
+              Argument("--no-shadow", "none does", Kind.OFF, "shadow"),
+              Argument("--sticky", "a column, or a header such as X-Client-ID, that keeps an asker with one version"),
+              Argument("--no-sticky", "each request is drawn", Kind.OFF, "sticky"),
+              Argument("--pin", "requests may name a version, ?version=v2 (at first they may)", Kind.FLAG),
+              Argument("--no-pin", "they may not", Kind.OFF, "pin"), SIGNATURE_CHANGE, WHY),
+             "traffic flight-delay v1=90 v2=10"),
+        Verb("promote", "make a version the live one; it needs a passed gate",
+             (NAME, Argument("version", "for example v2", Kind.VERSION),
+              Argument("--force", "why it is promoted without a passed gate; it is kept in the history"),
+              SIGNATURE_CHANGE, WHY), "promote flight-delay v2"),
+        Verb("rollback", "go back to the version that was live before", (NAME, WHY), "rollback flight-delay"),
+        Verb("history", "what happened to the traffic, newest first", (NAME,), "history flight-delay"),
         Verb("drift", "compare what was asked with what was learned from, by Evidently",
              (NAME, SINCE, UNTIL,
               Argument("--max-rows", "rows per side that Evidently sees (50000)", Kind.WHOLE),
@@ -220,6 +238,8 @@ def resolve(verb: Verb, values: Mapping[str, Any], resolver: Callable[[Kind, str
             resolved["X"], resolved["y"] = _labels(resolved.get("X"), text, resolver)
         elif argument.kind is Kind.PAIR:
             resolved[argument.name] = dict(_pair(item, argument) for item in text or []) or None
+        elif argument.kind is Kind.SHARES:
+            resolved |= dict(_pair(item, argument) for item in text or [])
         elif argument is NEW_NAME:
             resolved["name"] = text or _default_name(values["model"])
         else:
@@ -237,8 +257,10 @@ def note(verb: Verb, result: Any) -> str:
     if newest.version == result.version:
         return ""
     return (
-        f"{newest.tag} is saved as a candidate; live traffic stays with {result.version}. "
-        f"To serve it instead: stop {result.name}, then serve {result.name} {newest.version}."
+        f"{newest.tag} is saved as a candidate; live traffic stays with {result.version}. Next: "
+        f"%deploy validate {result.name} {newest.version}, then "
+        f"%deploy traffic {result.name} {result.version}=90 {newest.version}=10 for a canary, "
+        f"or %deploy promote {result.name} {newest.version}."
     )
 
 
@@ -299,8 +321,10 @@ def _parser(verb: Verb, prog: str) -> argparse.ArgumentParser:
         elif not argument.positional:
             options["metavar"] = argument.kind.value.upper()
         if argument.positional:
-            options["metavar"] = argument.flag.upper()
-            if is_optional(argument):
+            options["metavar"] = argument.kind.value if argument.kind is Kind.SHARES else argument.flag.upper()
+            if argument.kind is Kind.SHARES:
+                options["nargs"] = "*"
+            elif is_optional(argument):
                 options["nargs"] = "?"
             parser.add_argument(argument.name, **options)
         else:
@@ -344,7 +368,8 @@ def _pair(text: str, argument: Argument) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         msg = f"{text!r} is not a {argument.name.removesuffix('s')}"
-        raise InputError(msg, hint=f"Write {argument.flag} KEY=VALUE.")
+        written = argument.kind.value if argument.positional else f"{argument.flag} {argument.kind.value}"
+        raise InputError(msg, hint=f"Write {written}.")
     return key, value
 
 

@@ -48,6 +48,11 @@ class Choice:
         choice = cls(traffic.name, traffic.live, slots, header, column, traffic.pin)
         return choice if len(set(slots)) > 1 else replace(choice, slots=())
 
+    @property
+    def by_row(self) -> bool:
+        """Whether each row of a request has a version of its own."""
+        return self.column is not None and bool(self.slots)
+
     def by_key(self, key: bytes) -> str:
         """The version that answers whoever has this key."""
         return self.slots[traffic_split.slot_of(self.name, key)] if self.slots else self.live

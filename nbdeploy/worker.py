@@ -211,12 +211,19 @@ class _Server(Server):
     def __init__(self, config: Config, front: HttpApp) -> None:
         super().__init__(config)
         self.front = front
+        self._following: asyncio.Task[None] | None = None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
+        if self._following is not None:
+            self._following.cancel()
         self.front.close()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if (versions := self.front.versions) is not None:
+            # What is wanted now is told before anybody counts this worker among those that answer.
+            versions.look()
+            self._following = asyncio.create_task(versions.follow())
         await super().startup(sockets)
         if self.started:
             # What is loaded now stays: the collector need not look at it again, in the middle of a request.

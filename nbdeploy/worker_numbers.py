@@ -158,7 +158,7 @@ def gauges_of(living: Sequence[Worker]) -> Numbers:
         for name, found in worker.numbers.items():
             for key, one in found.items():
                 add(whole.setdefault(name, {}), key, one)
-        for version in {key[0] for key in worker.numbers["nbdeploy_workers"]}:
+        for version in {key[0] for key in worker.numbers.get("nbdeploy_workers", {})}:
             for name, value in _usage(worker):
                 whole.setdefault(name, {})[version, worker.label] = [value]
     for key in whole.get("nbdeploy_info", {}):

@@ -143,7 +143,7 @@ def serve(
             return running
         with (
             steps("serve", ["start"], progress) as step,
-            deployment.launch(wanted, port=port, options=chosen, on_wait=step) as probation,
+            deployment.launch(wanted, port=port, options=chosen, since=_since(wanted), on_wait=step) as probation,
         ):
             routing.go_live(name, wanted.version, "served")
             started = probation.keep(wanted)
@@ -224,6 +224,12 @@ def _save_and_serve(
                 started = probation.keep(version)
     bento.build_in_background(version)
     return started
+
+
+def _since(wanted: ModelVersion) -> int | None:
+    """The traffic that a service of `wanted` follows: what there is, unless it is for another version."""
+    traffic = routing.traffic(wanted.name)
+    return traffic.generation if traffic.live == wanted.version else None
 
 
 def _with_requirements(staged: Staged, loaded: Sequence[Requirement], options: Options, step: Step) -> Staged:

@@ -82,6 +82,7 @@ def test_requests_are_counted_by_route_and_status_and_refusals_by_reason(table):
         ("/predict", 403, "origin"), ("/predict", 503, "overload"), ("/predict", 500, ""),
     ):  # fmt: skip
         metrics.arrived()
+        metrics.left()
         metrics.finished(route, status, reason, 0.004)
     metrics.arrived()
     found = samples(metrics)
@@ -99,6 +100,7 @@ def test_requests_are_counted_by_route_and_status_and_refusals_by_reason(table):
 def test_a_time_is_in_the_first_bucket_that_holds_it_and_in_all_after_it(table):
     metrics = metrics_of(table)
     for seconds in (0.0001, 0.0005, 0.0006, 59.0, 60.0, 3600.0):
+        metrics.left()
         metrics.finished("/predict", 200, "", seconds)
     found = samples(metrics)
     assert [value(found, "nbdeploy_request_seconds_bucket", route="/predict", le=le) for le in
@@ -139,6 +141,7 @@ def test_the_page_says_what_is_served_and_what_its_process_uses(table):
 
 def test_the_page_obeys_prometheus_rules_for_names_and_help(table):
     metrics = metrics_of(table)
+    metrics.left()
     metrics.finished("/predict", 422, "signature", 0.1)
     text = metrics.render()[0].decode()
     found = families(metrics)
@@ -159,6 +162,7 @@ def test_the_page_obeys_prometheus_rules_for_names_and_help(table):
 def test_labels_stay_bounded_whatever_is_counted(table):
     metrics = metrics_of(table)
     for i in range(3_000):
+        metrics.left()
         metrics.finished(f"/made/up/{i}", 404, f"reason {i}", 0.001)
     found = samples(metrics)
     counted = {key: n for key, n in found.items() if key[0] in ("nbdeploy_requests_total", "nbdeploy_refusals_total")}
@@ -173,6 +177,7 @@ def test_counting_costs_next_to_nothing(flights):
 
     def request():
         metrics.arrived()
+        metrics.left()
         metrics.finished("/predict", 200, "", 0.003)
 
     def call():
@@ -341,6 +346,7 @@ table = pd.DataFrame({"delay": [1.0, 2.0, 3.0], "carrier": ["AA", "UA", "AA"]})
 log = SimpleNamespace(rows_written=1, dropped=0, failing="")
 metrics = Metrics("flights", "v1", Signature(infer_columns(table)), log, folder=Path(sys.argv[1]), worker=sys.argv[2])
 metrics.arrived(); metrics.arrived()
+metrics.left()
 metrics.finished("/predict", 200, "", 0.01)
 metrics.called([1, 2], 0.01, 4)
 metrics.saw({"delay": [9.0], "carrier": ["ZZ"]}, None)
@@ -488,6 +494,7 @@ def test_the_page_can_be_asked_for_while_everything_is_counted(table, tmp_path):
         while not ended.is_set():
             i += 1
             metrics.arrived()
+            metrics.left()
             metrics.finished(f"/{i % 40}", 200 + i % 300, "signature", 0.001)
 
     def calls():
