@@ -11,7 +11,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,14 +102,8 @@ class Share:
 
     def counted(self) -> Numbers:
         """What every worker has counted, those that ended too."""
-        whole: Numbers = {}
         others, ended = self._others()
-        for numbers in (ended, self._own().numbers, *(other.numbers for other in others)):
-            for name, found in numbers.items():
-                sums = whole.setdefault(name, {})
-                for key, one in found.items():
-                    add(sums, key, one)
-        return whole
+        return _sum([ended, self._own().numbers, *(other.numbers for other in others)])
 
     def living(self) -> list[Worker]:
         """The workers that answer now, the eldest first."""
@@ -149,6 +143,23 @@ class Share:
         # Read last: a file that was folded into it meanwhile is named in it.
         folded, ended = _read_ended(self._folder)
         return [worker for name, worker in found if name not in folded], ended
+
+
+def counted(folder: Path) -> Numbers:
+    """What the workers that share `folder` have counted, those that ended too, as far as their files say."""
+    workers = _workers(folder)
+    folded, ended = _read_ended(folder)  # last, as in `Share`
+    return _sum([ended, *(worker.numbers for path, worker in workers if path.name not in folded)])
+
+
+def _sum(parts: Iterable[Numbers]) -> Numbers:
+    whole: Numbers = {}
+    for numbers in parts:
+        for name, found in numbers.items():
+            sums = whole.setdefault(name, {})
+            for key, one in found.items():
+                add(sums, key, one)
+    return whole
 
 
 def gauges_of(living: Sequence[Worker]) -> Numbers:
@@ -201,7 +212,7 @@ def _fold(folder: Path) -> None:
 def _workers(folder: Path) -> list[tuple[Path, Worker]]:
     found = []
     for path in sorted(folder.glob("worker-*.json")):
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # torn: its worker writes it again
             found.append((path, Worker.from_bytes(path.read_bytes())))
     return found
 
@@ -210,7 +221,7 @@ def _read_ended(folder: Path) -> tuple[list[str], Numbers]:
     try:
         held = orjson.loads((folder / ENDED).read_bytes())
         return held["folded"], _parsed(held["numbers"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [], {}
 
 
