@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -24,6 +26,7 @@ JSON_ROWS = 20  # more travel as an Arrow stream
 CHUNK_ROWS = 5_000
 CHUNK_CELLS = 200_000
 TIMEOUT = 60.0
+RETRY_PAUSES = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0)  # seconds; a worker that died is replaced meanwhile
 # Refusals that are about who asks, and not about the rows.
 CLOSED = {
     401: "Its token belongs into NBDEPLOY_TOKEN, or into a file named by token_file=.",
@@ -69,14 +72,11 @@ def _ask(
     http: httpx.Client, name: str, signature: Signature, chunk: pd.DataFrame, *, start: int, proba: bool
 ) -> list[pd.DataFrame]:
     body, media = body_of(signature, chunk)
+    # One id however often it is tried: the same version answers.
+    headers = {"Content-Type": media, "X-Request-ID": secrets.token_hex(8)}
+    params = {"proba": "true"} if proba else {}
     try:
-        response = _answered(
-            name,
-            lambda: http.post(
-                "/predict", params={"proba": "true"} if proba else {}, content=body, headers={"Content-Type": media}
-            ),
-            start,
-        )
+        response = _answered(name, lambda: http.post("/predict", params=params, content=body, headers=headers), start)
     except _TooLarge:
         if len(chunk) == 1:
             raise
@@ -147,7 +147,7 @@ def _get(http: httpx.Client, name: str, path: str) -> dict[str, Any]:
 
 def _answered(name: str, send: Callable[[], httpx.Response], start: int) -> httpx.Response:
     try:
-        response = send()
+        response = _sent(send)
         if response.status_code == httpx.codes.OK:
             if response.headers.get("content-type") != arrow_body.MEDIA:
                 orjson.loads(response.content)
@@ -168,6 +168,27 @@ def _answered(name: str, send: Callable[[], httpx.Response], start: int) -> http
         raise _refused(name, response.status_code, answer, start)
     said = f"{name!r} failed with status {response.status_code}: {answer.get('error')}"
     raise ServiceError(said, f"See %deploy logs {name}.")
+
+
+def _sent(send: Callable[[], httpx.Response]) -> httpx.Response:
+    """What the service answers, also where the worker that was asked dies: another one is asked again.
+
+    A question that was answered right then, with the answer on its way, is then in the log twice.
+    """
+    pauses = iter(RETRY_PAUSES)
+    while True:
+        try:
+            return send()
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError, httpx.ConnectError) as error:
+            pause = next(pauses, None)
+            if pause is None or _is_refused(error):
+                raise
+        time.sleep(pause)
+
+
+def _is_refused(error: httpx.TransportError) -> bool:
+    # Nobody listens there, or nobody whom we trust: that does not pass in a moment.
+    return isinstance(error, httpx.ConnectError) and "reset" not in str(error).lower()
 
 
 def _refused(name: str, status: int, answer: dict[str, Any], start: int) -> InputError:

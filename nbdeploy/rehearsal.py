@@ -66,6 +66,7 @@ def rehearse(
         finally:
             if child.poll() is None:
                 processes.end_group(child.pid)
+                child.wait()
         verdict = read_json(outcome)
         if child.returncode == 0 and verdict is not None:  # a model may end its process, and call that success
             return [Requirement.from_dict(each) for each in verdict["loaded"]]

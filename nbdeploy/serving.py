@@ -78,7 +78,7 @@ class Predictor:
 
         def load(version: str, *, rows: int | None = WARM_ROWS, leads: bool = False) -> Endpoint:
             place, files = Path(spec["path"]), spec["files"]
-            if version != spec["version"]:
+            if version != spec["version"] or not place.is_dir():  # it was committed meanwhile
                 stored = model_store.get(spec["name"], version)
                 place, files = stored.path, stored.files
             return Endpoint(

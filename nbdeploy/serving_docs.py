@@ -23,7 +23,8 @@ _TEXT = {"text/plain": {"schema": {"type": "string"}}}
 _ERRORS = {
     400: "The body cannot be read: it is not JSON, nested too deeply, or not in the form of this protocol",
     401: "The token is missing or wrong",
-    403: "A web page of another site may not call this service",
+    403: "A web page of another site may not call this service, or nobody may choose a version",
+    404: "No such version is served",
     405: "This route has another method; Allow names it",
     408: "The body did not arrive in time",
     413: "The body is too large",
@@ -42,8 +43,13 @@ _RETRY = {
 _CHALLENGE = {"WWW-Authenticate": {"description": "Always Bearer.", "schema": {"type": "string"}}}
 _ALLOW = {"Allow": {"description": "The methods of this route.", "schema": {"type": "string"}}}
 _LOCAL = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?)?$"
+# Of one deployment several versions may answer.
+_VERSION = {
+    "name": "version", "in": "query", "required": False, "schema": {"type": "string", "pattern": "^v[1-9][0-9]{0,3}$"},
+    "description": "Which of the versions that are served answers, where the deployment lets requests choose.",
+}  # fmt: skip
 _BODIES = (400, 408, 413, 415, 422, 500, 503, 504)
-_ALWAYS = (403, 405, 421, 431)
+_ALWAYS = (403, 404, 405, 421, 431)
 
 
 def openapi(served: Served, *, token: bool = False) -> dict[str, Any]:
@@ -68,7 +74,7 @@ def openapi(served: Served, *, token: bool = False) -> dict[str, Any]:
             "description": f"Predicts {signature.target or 'one value'} ({signature.task}) from {columns} columns.",
         },
         "paths": {},
-        "components": {"schemas": _schemas(served)},
+        "components": {"schemas": _schemas(served), "parameters": {"version": _VERSION}},
     }
     if token:
         document["components"]["securitySchemes"] = {BEARER: {"type": "http", "scheme": "bearer"}}
@@ -77,6 +83,7 @@ def openapi(served: Served, *, token: bool = False) -> dict[str, Any]:
             operation["security"] = [{BEARER: []}]
             operation["responses"]["401"] = {**_refused(401, "Refusal"), "headers": _CHALLENGE}
         operation["responses"] = dict(sorted(operation["responses"].items()))
+        operation["parameters"] = [*operation.get("parameters", ()), {"$ref": "#/components/parameters/version"}]
         document["paths"].setdefault(path, {})[method] = operation
     return document
 

@@ -528,9 +528,15 @@ def delete(name: str, version: str) -> ModelVersion:
         if running is not None and running.version == subject.version:
             msg = f"{subject.tag} is running at {running.url}"
             raise NbdeployError(msg, f"Stop it first (%deploy stop {name}), then {instead}, and delete it then.")
-        if routing.live(name) == subject.version:
+        traffic = routing.traffic(name)
+        if traffic.live == subject.version:
             msg = f"{subject.tag} is the live version of {name!r}"
             raise NbdeployError(msg, f"First {instead}, and delete it then.")
+        if subject.version in traffic.used:
+            msg = f"{subject.tag} gets traffic: it is a {traffic.role(subject.version)}"
+            raise NbdeployError(
+                msg, f"First %deploy traffic {name} {traffic.live}=100 --no-shadow, and delete it then."
+            )
         with bento.none_built(name):
             version_file.remove(subject)
     return subject
