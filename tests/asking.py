@@ -1,6 +1,7 @@
 """Clients in a process of their own, who ask one after the other until their standard input ends, and check each answer.
 
-    python asking.py URL CLIENTS [HEADER] < pipe
+    python asking.py URL CLIENTS < pipe
+    python asking.py --ours NAME CLIENTS < pipe      # by nbdeploy.predict
 
 Of a deployment of `Adder` models: the answer of version N to ``a`` is ``a + 100 * N``. Prints JSON at the end.
 """
@@ -11,11 +12,14 @@ import asyncio
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import pandas as pd
 
 
 class Adder:
@@ -74,10 +78,48 @@ async def run(url, clients):
     return told
 
 
+def run_ours(name, count):
+    import nbdeploy
+
+    told = {"requests": 0, "failed": [], "wrong": [], "versions": Counter(), "ids": []}
+    lock, ended = threading.Lock(), threading.Event()
+
+    def ask(number):
+        asked = 0
+        while not ended.is_set():
+            asked += 1
+            rows = pd.DataFrame({"a": [number * 1e6 + asked * 10 + i for i in range(1 + asked % 3)]})
+            rows["who"] = [f"client {(asked + i) % 50}" for i in range(len(rows))]
+            try:
+                found = nbdeploy.predict(name, rows)
+            except Exception as error:
+                with lock:
+                    told["failed"].append(f"{type(error).__name__}: {error}")
+                continue
+            with lock:
+                told["requests"] += 1
+                told["versions"].update(found.version)
+                told["ids"] += found.prediction_id.tolist()
+                if (found.prediction != rows.a + 100 * found.version.str[1:].astype(int)).any():
+                    told["wrong"].append(found.to_dict("records"))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    sys.stdin.read()
+    ended.set()
+    for thread in threads:
+        thread.join()
+    return told
+
+
 @contextmanager
-def clients(url, count=16):
-    """Let so many ask while the block runs; what they were told is in the list afterwards."""
-    command = [sys.executable, str(Path(__file__)), url, str(count)]
+def clients(url, count=16, *, ours=False):
+    """Let so many ask while the block runs; what they were told is in the list afterwards.
+
+    With `ours` they ask by `nbdeploy.predict`, and `url` is the name of the deployment.
+    """
+    command = [sys.executable, str(Path(__file__)), *(["--ours"] if ours else []), url, str(count)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         told = []
         try:
@@ -88,4 +130,7 @@ def clients(url, count=16):
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(run(sys.argv[1], int(sys.argv[2])))))
+    if sys.argv[1] == "--ours":
+        print(json.dumps(run_ours(sys.argv[2], int(sys.argv[3]))))
+    else:
+        print(json.dumps(asyncio.run(run(sys.argv[1], int(sys.argv[2])))))

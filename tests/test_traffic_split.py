@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from math import sqrt
@@ -68,7 +69,7 @@ def test_the_split_is_the_same_in_every_process_and_after_every_restart():
 def test_any_change_of_weights_is_exact_and_moves_no_more_than_it_must(first, second):
     def weights(cuts):
         edges = [0, *sorted(cuts), SLOTS]
-        return {f"v{i + 1}": (b - a) / 100 for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False)) if b > a}
+        return {f"v{i + 1}": (b - a) / 100 for i, (a, b) in enumerate(itertools.pairwise(edges)) if b > a}
 
     before = assign(weights(first))
     after = assign(weights(second), before)
