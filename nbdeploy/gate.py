@@ -65,9 +65,9 @@ class Job:
         return f"Validating {self.deployment} {self.version}"
 
     def told(self, values: Mapping[str, JSON]) -> Job:
-        """The same with more parameters, as far as its notebook declares them."""
+        """The same with more parameters, as far as its notebook declares them and it has none of that name."""
         declared = gate_notebook.declared_in(self.source)
-        more = {name: value for name, value in values.items() if name in declared}
+        more = {key: value for key, value in values.items() if key in declared and key not in self.parameters}
         return replace(self, parameters={**self.parameters, **fitted(more, declared, self.path.name)})
 
 

@@ -156,7 +156,8 @@ def slices(column: pd.Series, scores: Any, min_rows: int = 50, bins: int = 4) ->
     values = column.reset_index(drop=True)
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values) and values.nunique() > 20:
         values = pd.qcut(values.astype(float), bins, duplicates="drop")
-    frame = pd.DataFrame({"value": values.astype(str), "score": np.asarray(scores, dtype=float)})
+    named = values.astype(object).where(values.notna(), "missing").map(str)
+    frame = pd.DataFrame({"value": named, "score": np.asarray(scores, dtype=float)})
     told = frame.groupby("value")["score"].agg(["mean", "size"])
     kept = told[told["size"] >= min_rows].sort_values(["mean", "size"])
     return [
