@@ -169,16 +169,21 @@ def slices(column: pd.Series, scores: Any, min_rows: int = 50, bins: int = 4) ->
 def calibration_error(truth: Any, probabilities: Any, classes: Sequence[Any], bins: int = 10) -> float:
     """The expected calibration error of the class that is answered: how far its probability is from how often it is right.
 
-    The rows are put into bins of as many each by the probability of their answer; the gaps are averaged. 0 is perfect.
+    The rows are put into bins of about as many each by the probability of their answer; the gaps are averaged. 0 is
+    perfect.
     """
     chances = np.asarray(probabilities, dtype=float)
     answered = np.array([str(one) for one in classes], dtype=object)[chances.argmax(axis=1)]
     right = answered == np.array([str(one) for one in np.asarray(truth)], dtype=object)
     confidence = chances.max(axis=1)
-    order = np.argsort(confidence, kind="stable")
-    parts = [part for part in np.array_split(order, min(bins, len(order))) if len(part)]
-    gaps = [abs(float(confidence[part].mean()) - float(right[part].mean())) * len(part) for part in parts]
-    return float(sum(gaps)) / max(1, len(order))
+    # Rows of the same probability stay together, whichever order they came in.
+    edges = np.unique(np.quantile(confidence, np.linspace(0, 1, bins + 1)))[1:-1] if len(confidence) else np.array([])
+    part = np.searchsorted(edges, confidence, side="left")
+    gaps = [
+        abs(float(confidence[part == one].mean()) - float(right[part == one].mean())) * int((part == one).sum())
+        for one in np.unique(part)
+    ]
+    return float(sum(gaps)) / max(1, len(confidence))
 
 
 # -- under load ---------------------------------------------------------------------------------------------

@@ -155,7 +155,8 @@ def _named_like_a_secret(name: str, value: JSON) -> str:
 
 def _forms(value: str) -> set[str]:
     coded = value.encode("utf-8", "surrogateescape")
-    plain = {value, *filter(lambda line: len(line) >= SHORTEST_UNASKED, value.splitlines())}  # a key has many lines
+    # A key has many lines, and a check's name is put into one.
+    plain = {value, " ".join(value.split()), *(line for line in value.splitlines() if len(line) >= SHORTEST_UNASKED)}
     forms = set(plain)
     for each in plain:
         for text in (each, repr(each)[1:-1]):

@@ -130,6 +130,11 @@ def test_calibration_takes_classes_of_any_kind_and_few_rows():
     assert gate_checks.calibration_error([0, 1], chances, (0, 1, 2)) == pytest.approx(0.15)
 
 
+def test_rows_of_one_probability_are_one_group_in_whichever_order_they_came():
+    always_half = np.full((200, 2), 0.5)
+    assert gate_checks.calibration_error([0] * 100 + [1] * 100, always_half, (0, 1)) == pytest.approx(0.0)
+
+
 # Under load -----------------------------------------------------------------------------------------------------------
 
 
