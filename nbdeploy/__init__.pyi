@@ -29,6 +29,7 @@ from .releases import traffic as traffic
 from .routing import Traffic as Traffic
 from .signature import Column as Column
 from .signature import Signature as Signature
+from .validation import validate as validate
 from .version_file import export_version as export_version
 from .version_file import import_version as import_version
 from .watching import drift as drift
@@ -46,6 +47,5 @@ from .workflow import save as save
 from .workflow import serve as serve
 from .workflow import status as status
 from .workflow import stop as stop
-from .workflow import validate as validate
 
 __version__: str

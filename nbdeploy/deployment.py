@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
 import os
-import secrets
 import shutil
 import socket
-import ssl
-import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nbdeploy import credentials, listening, model_store, processes, routing
-from nbdeploy.artifact import SERVICE, failure, tampered
 from nbdeploy.errors import NbdeployError, NotFound, ReleaseError, ServiceError, did_you_mean
-from nbdeploy.home import check_name, folder, home, lock, read_json, write_atomic, write_json
-from nbdeploy.model_store import ModelVersion, Staged, service_class
+from nbdeploy.home import check_name, folder, home, lock, read_json, write_json
+from nbdeploy.model_store import ModelVersion, Staged
 from nbdeploy.requirements import Requirement
-from nbdeploy.serve_options import ServeOptions
+from nbdeploy.serve_options import HOST, ServeOptions
+from nbdeploy.service_start import LOG_FILE, READY, SPEC_FILE, START_TIMEOUT, Started, closing, started, trust_of
 
-READY = "ready"  # the folder in which every worker that is ready has a note
+ASIDE, ASIDE_FILE = "aside-", "aside.json"  # the folder of a service for a gate, and who answers there
 APPLIED = "applied"  # the folder in which every worker says which traffic it has applied
-START_TIMEOUT = 120.0
 TAIL_BYTES = 1 << 20
 STOP_GRACE = 32.0  # a little more than the supervisor gives its workers
 
@@ -87,7 +81,7 @@ class Deployment:
     def ready(self) -> bool:
         """Whether it answers."""
         with suppress(ServiceError):  # a certificate that is gone
-            return listening.answers(self.url, _trust(self.options), timeout=2)
+            return listening.answers(self.url, trust_of(self.options), timeout=2)
         return False
 
     @property
@@ -166,6 +160,9 @@ def key_of(url: str, token_file: str | os.PathLike[str] | None = None) -> creden
         for running in running_deployments():
             if running.url == url.rstrip("/"):
                 return running.key
+        for served in _asides(home() / "run"):
+            if served.url == url.rstrip("/") and served.alive:
+                return served.key
     return credentials.key_elsewhere(url, token_file)
 
 
@@ -220,75 +217,91 @@ def launch(
         The version could not be loaded or did not answer as the kernel did.
     """
     name = subject.name
-    origin = subject.folder if isinstance(subject, Staged) else subject.path
-    service = _service_file(origin, subject.files)
     run = folder("run", name)
-    spec_path, outcome, log_path = run / "spec.json", run / "outcome.json", run / "service.log"
     options = options or ServeOptions()
     since = routing.traffic(name).generation + 1 if since is None else since
-    listener = _listen(name, options.host, port, (read_json(spec_path) or {}).get("port", 0))
-    address, bound = listener.getsockname()[:2]
-    url = listening.url_of(options, address, bound)
-    with _closing(listener):
-        trust = _trust(options)
-        token_file = _arranged(name, options, address)
-    identity = secrets.token_hex(16)
-    metrics = run / "metrics"
-    for emptied in (metrics, run / READY, run / APPLIED):
+    listener = _listen(name, options.host, port, (read_json(run / SPEC_FILE) or {}).get("port", 0))
+    with closing(listener):
+        token_file = _arranged(name, options, listener.getsockname()[0])
+    for emptied in (run / "metrics", run / READY, run / APPLIED):
         shutil.rmtree(emptied, ignore_errors=True)
         emptied.mkdir(mode=0o700)
-    outcome.unlink(missing_ok=True)
-    spec = {
-        "name": name, "version": subject.version, "files": dict(subject.files), "outcome": str(outcome),
-        "folder": str(run), "service": f"service:{service_class(name)}",
-        "descriptor": listener.fileno(), "address": address, "port": bound, "metrics": str(metrics),
-        "ready": str(run / READY), "applied": str(run / APPLIED), "state": str(_state_path(name)),
-        "traffic": str(routing.path(name)), "since": since,
-        "options": options.to_dict(), "token_file": token_file,
+    follows = {
+        "applied": str(run / APPLIED), "state": str(_state_path(name)), "traffic": str(routing.path(name)), "since": since,
     }  # fmt: skip
-    write_atomic(run / SERVICE, service)
-    # A rehearsal answers the whole sample; a later start proves itself on its first rows.
-    write_json(spec_path, {**spec, "path": str(origin), **({"rows": None} if isinstance(subject, Staged) else {})})
-    process = _start(spec_path, log_path, identity, listener)
-    kept = False
+    with started(
+        subject, run, listener, options=options, token_file=token_file, more=follows, on_wait=on_wait
+    ) as service:
 
-    def keep(version: ModelVersion) -> Deployment:
-        nonlocal kept
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        deployment = Deployment(
-            name, version.version, version.digest, url, process.pid, processes.started(process.pid), identity,
-            str(log_path), now, token_file, options,
-        )  # fmt: skip
-        now_live = routing.traffic(name).generation
-        write_json(spec_path, {**spec, "path": str(version.path), "files": dict(version.files), "since": now_live})
-        write_json(_state_path(name), asdict(deployment))
-        stdin = process.stdin
-        assert stdin is not None
-        stdin.write(b"keep\n")
-        stdin.close()
-        kept = True
-        _await_workers(deployment, on_wait)
-        return deployment
+        def keep(version: ModelVersion) -> Deployment:
+            deployment = _deployment_of(service, version)
+            now_live = routing.traffic(name).generation
+            write_json(
+                run / SPEC_FILE,
+                {**service.spec, "path": str(version.path), "files": dict(version.files), "since": now_live},
+            )
+            write_json(_state_path(name), asdict(deployment))
+            service.keep()
+            _await_workers(deployment, on_wait)
+            return deployment
 
-    try:
-        answers = partial(listening.answers, url, trust, timeout=0.5)
-        _await_ready(process, name, answers, outcome=outcome, log=log_path, on_wait=on_wait)
-        loaded = (read_json(outcome) or {}).get("loaded", [])
+        loaded = (read_json(Path(service.spec["outcome"])) or {}).get("loaded", [])
         yield Probation(keep, [Requirement.from_dict(each) for each in loaded])
+
+
+@contextmanager
+def aside(
+    version: ModelVersion, *, options: ServeOptions | None = None, on_wait: Callable[[], None] = lambda: None
+) -> Iterator[Deployment]:
+    """Serve a version for a gate, on loopback and apart from the deployment: nobody else is sent there.
+
+    It is ended after the block whatever happens, also when this process is killed. What it is asked is logged as a
+    gate's questions, its numbers are its own, and it needs a token where the running deployment has one.
+
+    Parameters
+    ----------
+    options : ServeOptions, optional
+        Its limits; by default those of the deployment.
+    on_wait
+        Called about every 0.05 s while waiting.
+
+    Raises
+    ------
+    ServiceError, SaveError
+        As `launch`.
+    """
+    name = version.name
+    running = find(name)
+    if options is None:
+        last = read_json(home() / "run" / name / SPEC_FILE) or {}
+        options = running.options if running else ServeOptions.from_dict(last.get("options", {}))
+    # Where others find a deployment, and who they are, is not for this one. How long the log is kept is.
+    options = replace(
+        options, host=HOST, workers=1, token=None, token_file="", tls_cert="", tls_key="", allowed_hosts=(), origins=(),
+        bentoml_middleware=False,
+    )  # fmt: skip
+    _sweep_asides(name)
+    run = Path(tempfile.mkdtemp(prefix=ASIDE, dir=folder("run", name)))
+    try:
+        listener = _listen(name, HOST, 0, 0)
+        for made in (run / "metrics", run / READY):
+            made.mkdir(mode=0o700)
+        token_file = running.token_file if running else ""
+        purpose = {"purpose": "gate", "state": ""}
+        with started(
+            version, run, listener, options=options, token_file=token_file, more=purpose, on_wait=on_wait
+        ) as service:
+            deployment = _deployment_of(service, version)
+            write_json(run / ASIDE_FILE, asdict(deployment))
+            yield deployment
     finally:
-        if not kept:
-            processes.end(processes.family(process.pid, identity), grace=5, first=process.pid)
-            with suppress(Exception):
-                process.wait(5)
-            if process.stdin is not None:
-                process.stdin.close()
-        processes.reap(process)
+        shutil.rmtree(run, ignore_errors=True)
 
 
 def check(name: str, port: int | None, options: ServeOptions) -> None:
     """Raise what `launch` would raise now of the port, the host, the token and the certificate."""
     listener = _listen(name, options.host, port, 0)
-    with _closing(listener):
+    with closing(listener):
         _arranged(name, options, listener.getsockname()[0])
     listener.close()
 
@@ -383,7 +396,7 @@ def log_tail(name: str, lines: int = 50) -> str:
     NotFound
         It never ran.
     """
-    path = home() / "run" / check_name(name) / "service.log"
+    path = home() / "run" / check_name(name) / LOG_FILE
     if lines < 1:
         msg = f"{lines} lines cannot be shown"
         raise ServiceError(msg, "Ask for 1 or more.")
@@ -399,40 +412,13 @@ def log_tail(name: str, lines: int = 50) -> str:
 # -- helpers ------------------------------------------------------------------------------------------------
 
 
-def _start(spec_path: Path, log_path: Path, identity: str, listener: socket.socket) -> subprocess.Popen[bytes]:
-    """Start the supervisor, which inherits the listener; it is closed here."""
-    run = spec_path.parent
-    with suppress(FileNotFoundError):
-        log_path.replace(run / "service.log.1")
-    with (
-        listener,
-        os.fdopen(os.open(log_path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600), "wb") as log,
-    ):
-        return subprocess.Popen(
-            [sys.executable, "-m", "nbdeploy.supervisor", str(spec_path)],
-            cwd=run, env=processes.environment(**{processes.IDENTITY: identity}), stdin=subprocess.PIPE,
-            stdout=log, stderr=subprocess.STDOUT, pass_fds=[listener.fileno()], start_new_session=True, umask=0o077,
-        )  # fmt: skip
-
-
-def _service_file(origin: Path, files: Mapping[str, str]) -> bytes:
-    """The service file that BentoML runs before anything of ours: what is checked is what is run."""
-    try:
-        content = (origin / SERVICE).read_bytes()
-    except FileNotFoundError:
-        raise tampered(origin, SERVICE) from None
-    if hashlib.sha256(content).hexdigest() != files.get(SERVICE):
-        raise tampered(origin, SERVICE)
-    return content
-
-
-@contextmanager
-def _closing(listener: socket.socket) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        listener.close()
-        raise
+def _deployment_of(service: Started, version: ModelVersion) -> Deployment:
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Deployment(
+        version.name, version.version, version.digest, service.url, service.process.pid,
+        processes.started(service.process.pid), service.identity, str(Path(service.spec["folder"]) / LOG_FILE), now,
+        service.spec["token_file"], service.options,
+    )  # fmt: skip
 
 
 def _arranged(name: str, options: ServeOptions, address: str) -> str:
@@ -442,44 +428,12 @@ def _arranged(name: str, options: ServeOptions, address: str) -> str:
     return credentials.provide_token(name, options, address)
 
 
-def _trust(options: ServeOptions) -> ssl.SSLContext | None:
-    return credentials.pinned(options.tls_cert) if options.tls_cert else None
-
-
 def _listen(name: str, host: str, port: int | None, former: int) -> socket.socket:
     def holder(port: int) -> str:
         found = next((other for other in running_deployments() if other.port == port), None)
         return f"the deployment {found.name!r}" if found else "another program"
 
     return listening.listen(name, host, port, former, holder)
-
-
-def _await_ready(
-    process: subprocess.Popen[bytes],
-    name: str,
-    answers: Callable[[], bool],
-    *,
-    outcome: Path,
-    log: Path,
-    on_wait: Callable[[], None],
-) -> None:
-    deadline = time.monotonic() + START_TIMEOUT
-    while True:
-        code = process.poll()
-        if code is not None:
-            said = log.read_text(errors="replace")[-4000:]
-            if (reason := read_json(outcome)) is not None:
-                raise failure(reason, code, said)
-            last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
-            msg = f"{name} did not start (exit code {code}): {last:.200}"
-            raise ServiceError(msg, f"Its whole log: %deploy logs {name}.", said)
-        if answers():
-            return
-        if time.monotonic() > deadline:
-            msg = f"{name} was not ready within {START_TIMEOUT:.0f} s and was ended"
-            raise ServiceError(msg, f"See %deploy logs {name}.", log.read_text(errors="replace")[-4000:])
-        on_wait()
-        time.sleep(0.02)
 
 
 def _await_workers(deployment: Deployment, on_wait: Callable[[], None]) -> None:
@@ -495,6 +449,23 @@ def _await_workers(deployment: Deployment, on_wait: Callable[[], None]) -> None:
             )
         on_wait()
         time.sleep(0.02)
+
+
+def _asides(run: Path) -> Iterator[Deployment]:
+    """The services below `run` that were started for a gate, also those whose end nobody could note."""
+    for path in run.glob(f"*/{ASIDE}*/{ASIDE_FILE}"):
+        with suppress(NbdeployError, LookupError, TypeError, OSError):
+            yield Deployment.from_dict(read_json(path))
+
+
+def _sweep_asides(name: str) -> None:
+    """Remove the folders of services whose starter was killed."""
+    for left in (home() / "run" / name).glob(f"{ASIDE}*"):
+        with suppress(NbdeployError, LookupError, TypeError, OSError):
+            noted = read_json(left / ASIDE_FILE)
+            gone = time.time() - left.stat().st_mtime > START_TIMEOUT if noted is None else True
+            if gone and not (noted and Deployment.from_dict(noted).alive):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _ready_workers(run: Path) -> int:

@@ -49,6 +49,8 @@ class Endpoint:
         Where the workers of a deployment tell each other their numbers, and which one this is.
     leads : bool
         Whether it is the version that its process counts under; see `nbdeploy.serving_metrics.Metrics`.
+    purpose : str
+        Why everything here is asked, where it is no user's question.
 
     Raises
     ------
@@ -69,6 +71,7 @@ class Endpoint:
         folder: Path | None = None,
         worker: str = "",
         leads: bool = True,
+        purpose: str = "",
     ) -> None:
         self._before = frozenset(sys.modules)
         self._path, self.options = path, options
@@ -84,7 +87,7 @@ class Endpoint:
         self._batcher = Batcher[Question, Reply](
             self._replies, together=not self.model.unbatched, max_wait=options.timeout / 2
         )
-        self.name, self.version = name, version
+        self.name, self.version, self._purpose = name, version, purpose
         self.in_use = 0  # requests that are being answered: what is in use is not closed
         self._explainer: explanations.Explainer | None = None
         self._explaining = ThreadPoolExecutor(1, thread_name_prefix="explain")
@@ -222,7 +225,7 @@ class Endpoint:
 
     def _entry(self, question: Question, answer: Answer) -> Entry:
         return Entry(
-            self.version, answer.request, question.columns or {}, answer.values, answer.scores, question.purpose, time.time(),
+            self.version, answer.request, question.columns or {}, answer.values, answer.scores, question.purpose or self._purpose, time.time(),
             question.frame, question.part,
         )  # fmt: skip
 

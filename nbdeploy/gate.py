@@ -3,50 +3,82 @@
 from __future__ import annotations
 
 import atexit
-import json
 import logging
 import re
 import secrets
-import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from nbdeploy import home
-from nbdeploy.errors import GateError, NbdeployError, NotFound
-from nbdeploy.gate_parameters import JSON, Declared, declared, fitted
+from nbdeploy import gate_notebook, gate_secrets, home
+from nbdeploy.errors import GateError, NbdeployError
+from nbdeploy.gate_parameters import JSON, fitted
 from nbdeploy.gate_result import Check, GateResult, check, end
+from nbdeploy.gate_secrets import Secrets
 
 if TYPE_CHECKING:
     from nbdeploy.gate_runner import Recording
 
-__all__ = ["Check", "GateResult", "GateRun", "check", "declared_names", "end", "run", "start"]
+__all__ = [
+    "Check",
+    "GateResult",
+    "GateRun",
+    "Job",
+    "Watched",
+    "check",
+    "declared_names",
+    "end",
+    "prepare",
+    "run",
+    "show_progress",
+    "start",
+]
 
 MAX_OUTPUT = 20_000_000
-_END_CELL = "# Added by nbdeploy: shows that the notebook came to its end with its kernel alive.\nfrom nbdeploy import gate\n\ngate.end()"
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """A gate that was found fit to run."""
 
     path: Path
-    source: dict[str, Any]
+    source: dict[str, Any] = field(repr=False)
     parameters: dict[str, JSON]
     deployment: str
     version: str
     digest: str
     timeout: float
-    env: Mapping[str, str]
+    env: Mapping[str, str] = field(repr=False)
+    secrets: Secrets
     folder: Path
     copies: Path | None
+
+    @property
+    def title(self) -> str:
+        return f"Validating {self.deployment} {self.version}"
+
+    def told(self, values: Mapping[str, JSON]) -> Job:
+        """The same with more parameters, as far as its notebook declares them and it has none of that name."""
+        declared = gate_notebook.declared_in(self.source)
+        more = {key: value for key, value in values.items() if key in declared and key not in self.parameters}
+        return replace(self, parameters={**self.parameters, **fitted(more, declared, self.path.name)})
+
+
+class Watched(Protocol):
+    """What a bar shows."""
+
+    @property
+    def progress(self) -> tuple[int, int]: ...
+
+    @property
+    def state(self) -> str: ...
 
 
 class GateRun:
@@ -62,7 +94,7 @@ class GateRun:
         What it is doing: the heading above the current cell.
     """
 
-    def __init__(self, job: _Job, on_progress: Callable[[int, int], None] | None, shown: bool) -> None:
+    def __init__(self, job: Job, on_progress: Callable[[int, int], None] | None, shown: bool) -> None:
         self.progress = (0, 0)
         self.state = "starting"
         self._job = job
@@ -94,7 +126,7 @@ class GateRun:
         """Wait for the verdict under a progress bar. An interrupt kills the kernel before it is raised again."""
         try:
             if self._shown:
-                self._show_progress()
+                show_progress({self._job.title: self}, self._ended.wait)
             return self.result()
         except BaseException:
             self.cancel()
@@ -112,20 +144,6 @@ class GateRun:
     def __repr__(self) -> str:
         done, total = self.progress
         return repr(self._result) if self._result else f"Gate running, {done} of {total} cells: {self.state}"
-
-    def _show_progress(self) -> None:
-        from tqdm.auto import tqdm
-
-        # Drawn here, in the caller's thread: a widget belongs to the cell that runs.
-        with tqdm(desc=f"Validating {self._job.deployment} {self._job.version}", unit="cell", total=1) as bar:
-            ended = False
-            while not ended:
-                ended = self._ended.wait(0.1)
-                done, total = self.progress
-                if (bar.n, bar.total) != (done, total or 1):
-                    bar.n, bar.total = done, total or 1
-                    bar.set_postfix_str(self.state, refresh=False)
-                    bar.refresh()
 
     def _on_cell(self, done: int, total: int, heading: str) -> None:
         self.state = heading or self.state
@@ -146,7 +164,7 @@ class GateRun:
             self._ended.set()
 
     def _work(self) -> GateResult:
-        from nbdeploy import gate_runner
+        from nbdeploy import gate_runner, gate_verdict
 
         job = self._job
         notebook = gate_runner.load(job.source, job.path)
@@ -157,7 +175,8 @@ class GateRun:
         gate_runner.execute(
             notebook, job.parameters, recording, folder=job.path.parent, env=job.env, timeout=job.timeout
         )
-        why = _reason(recording, job.timeout)
+        recording.hide(job.secrets)
+        why = gate_verdict.reason(recording, job.timeout, job.secrets.hide)
         name = f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}.ipynb"
         result = GateResult(
             deployment=job.deployment,
@@ -169,8 +188,10 @@ class GateRun:
             reason=why,
             started=started,
             seconds=time.monotonic() - clock,
-            parameters=job.parameters,
-            copy=job.copies and job.copies / f"validate-{job.version}-{name}",
+            parameters=job.secrets.hide_in(job.parameters),
+            copy=job.copies and job.copies / f"{job.path.stem[:60]}-{job.version}-{name}",
+            gate=job.path.name,
+            gate_digest=gate_notebook.digest(job.source),
         )
         result = _keep(result, recording, job.path)
         if not (recording.ready or recording.timed_out or recording.cancelled):
@@ -190,10 +211,11 @@ def start(
     timeout: float = 600,
     progress: bool = True,
     env: Mapping[str, str] = _EMPTY,
+    tokens: Iterable[str] = (),
     copies: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> GateRun:
-    """Start a gate in the background.
+    """Start a gate in the background: `prepare` and a `GateRun`.
 
     Notebook and parameters are checked before this returns; the kernel starts after it.
 
@@ -211,7 +233,9 @@ def start(
     progress : bool
         Whether `GateRun.wait` shows a bar.
     env : mapping
-        More environment for its kernel. Never written to the notebook: the place for secrets.
+        More environment for its kernel, the place for secrets: what it holds is taken out of the evidence.
+    tokens : iterable of str
+        What else is taken out of it.
     copies : pathlib.Path, optional
         A folder that gets a copy of the executed notebook, for people to open.
     on_progress : callable, optional
@@ -228,9 +252,31 @@ def start(
     GateError
         It is not a notebook that can be run, or a parameter does not fit it.
     """
+    job = prepare(
+        notebook, parameters, deployment=deployment, version=version, digest=digest, timeout=timeout, env=env,
+        tokens=tokens, copies=copies,
+    )  # fmt: skip
+    return GateRun(job, on_progress, progress)
+
+
+def prepare(
+    notebook: Path,
+    parameters: Mapping[str, object] = _EMPTY,
+    *,
+    deployment: str,
+    version: str,
+    digest: str,
+    timeout: float = 600,
+    env: Mapping[str, str] = _EMPTY,
+    tokens: Iterable[str] = (),
+    copies: Path | None = None,
+) -> Job:
+    """Check a gate and its parameters without running it; see `start`."""
     path = Path(notebook).expanduser().absolute()
-    source = _read(path)
-    values = fitted(parameters, _declared(source), path.name)
+    source = gate_notebook.read(path)
+    declared = gate_notebook.declared_in(source)
+    values = fitted(parameters, declared, path.name)
+    gate_secrets.refuse_secrets(values, declared)
     if not 0 < timeout < threading.TIMEOUT_MAX:
         msg = f"A gate cannot run for {timeout!r} seconds"
         raise GateError(msg, "Give a positive number.")
@@ -238,8 +284,8 @@ def start(
         msg = f"{digest[:80]!r} is not the digest of a version"
         raise GateError(msg)
     folder = home.folder("gates", home.check_name(deployment), digest[:16])
-    job = _Job(path, source, values, deployment, version, digest, timeout, dict(env), folder, copies)
-    return GateRun(job, on_progress, progress)
+    hidden = gate_secrets.known(env, tokens)
+    return Job(path, source, values, deployment, version, digest, timeout, dict(env), hidden, folder, copies)
 
 
 def run(
@@ -252,6 +298,7 @@ def run(
     timeout: float = 600,
     progress: bool = True,
     env: Mapping[str, str] = _EMPTY,
+    tokens: Iterable[str] = (),
     copies: Path | None = None,
 ) -> GateResult:
     """Run a gate and wait for its verdict: `start` and `GateRun.wait`."""
@@ -264,52 +311,37 @@ def run(
         timeout=timeout,
         progress=progress,
         env=env,
+        tokens=tokens,
         copies=copies,
     ).wait()
 
 
+def show_progress(bars: Mapping[str, Watched], ended: Callable[[float], bool]) -> None:
+    """Draw one bar for each title until `ended`, which waits for that many seconds, says so.
+
+    Drawn in the caller's thread: a widget belongs to the cell that runs.
+    """
+    from tqdm.auto import tqdm
+
+    with ExitStack() as open_bars:
+        drawn = [
+            (open_bars.enter_context(tqdm(desc=title, unit="cell", total=1, position=place)), watched)
+            for place, (title, watched) in enumerate(bars.items())
+        ]
+        over = False
+        while not over:
+            over = ended(0.1)
+            for bar, watched in drawn:
+                done, total = watched.progress
+                if (bar.n, bar.total, bar.postfix) != (done, total or 1, watched.state):
+                    bar.n, bar.total = done, total or 1
+                    bar.set_postfix_str(watched.state, refresh=False)
+                    bar.refresh()
+
+
 def declared_names(notebook: Path) -> list[str]:
     """The names of the parameters that a notebook declares."""
-    return [*_declared(_read(Path(notebook).expanduser().absolute()))]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The notebook as JSON, without what an earlier run left in it, and with our last cell.
-
-    Read without nbformat, whose import takes more than a second: the caller waits for this.
-    """
-    if not path.is_file():
-        msg = f"There is no notebook {path}"
-        raise NotFound(msg)
-    try:
-        raw = json.loads(path.read_bytes())
-        major, cells, metadata = raw["nbformat"], raw.get("cells", []), raw.get("metadata", {})
-        for cell in cells:
-            cell["source"] = "".join(cell["source"])
-            cell["metadata"]["tags"] = list(cell["metadata"].get("tags", []))
-        language = metadata.get("kernelspec", {}).get("language") or metadata.get("language_info", {}).get("name")
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        msg = f"{path} is not a Jupyter notebook"
-        raise GateError(msg, f"{type(error).__name__}: {error}.") from error
-    if major != 4:
-        msg = f"{path.name} has the notebook format {str(major)[:10]}, and a gate needs 4"
-        raise GateError(msg, "Open it in JupyterLab and save it.")
-    if str(language or "python").lower() not in {"python", "ipython"}:
-        msg = f"{path.name} is written in {language}, and a gate runs in Python"
-        raise GateError(msg)
-    # An earlier run's parameters would silently decide this one.
-    kept = [cell for cell in cells if "injected-parameters" not in cell["metadata"]["tags"]]
-    kept.append({"cell_type": "code", "source": _END_CELL, "metadata": {"tags": ["nbdeploy-end"]}})
-    for number, cell in enumerate(kept):
-        cell["id"] = f"cell-{number}"
-        if cell["cell_type"] == "code":
-            cell.update(outputs=[], execution_count=None)
-    return {"nbformat": 4, "nbformat_minor": 5, "metadata": metadata, "cells": kept}
-
-
-def _declared(notebook: dict[str, Any]) -> dict[str, Declared]:
-    tagged = (cell["source"] for cell in notebook["cells"] if "parameters" in cell["metadata"]["tags"])
-    return declared(next(tagged, ""))
+    return [*gate_notebook.declared_in(gate_notebook.read(Path(notebook).expanduser().absolute()))]
 
 
 def _keep(result: GateResult, recording: Recording, path: Path) -> GateResult:
@@ -341,61 +373,3 @@ def _copied(result: GateResult, executed: bytes) -> GateResult:
         log.warning("The executed notebook could not be copied to %s: %s", result.copy, error)
         return replace(result, copy=None)
     return result
-
-
-def _reason(recording: Recording, timeout: float) -> str:
-    """Why the gate did not pass, in one line; empty only when everything held."""
-    failed = [str(one) for _, one in sorted(recording.checks.items()) if not one.passed]
-    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-    reasons = [f"{failed[0]}{more}"] if failed else []
-    if fault := _fault(recording, timeout):
-        reasons.append(fault)
-    return "; ".join(reasons)
-
-
-def _fault(recording: Recording, timeout: float) -> str:  # noqa: C901 - one line per way to fall short
-    cells = [
-        cell for cell in recording.notebook.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])
-    ]
-    where = _label(cells, recording.at) if recording.at is not None else "the start of its kernel"
-    if recording.cancelled:
-        return f"it was cancelled in {where}"
-    if recording.timed_out:
-        return f"it was not done after {timeout:g} s, and stopped in {where}"
-    if recording.full_at is not None:
-        return f"it put out more than {MAX_OUTPUT // 1_000_000} MB, in {_label(cells, recording.full_at)}"
-    if recording.errors:
-        index, name, text = recording.errors[0]
-        return f"{_label(cells, index)} raised {name}" + (
-            f": {text.strip().splitlines()[0]:.200}" if text.strip() else ""
-        )
-    if recording.quit:
-        return "it asked its own kernel to quit"
-    if recording.failure is not None and type(recording.failure).__name__ == "DeadKernelError":
-        return f"its kernel died in {where}: {_how(recording.leash.exit_code)}"
-    if recording.failure is not None:
-        return f"it stopped in {where}: {' '.join(str(recording.failure).split())[:200] or type(recording.failure).__name__}"
-    for index, cell in enumerate(cells):
-        if cell.cell_type == "code" and cell.source.strip() and recording.statuses.get(index) != "ok":
-            skipped = " (tag skip-execution)" if "skip-execution" in cell.metadata.get("tags", []) else ""
-            return f"{_label(cells, index)} was not executed{skipped}"
-    if recording.claimed is None:
-        return "it did not come to its end"
-    if recording.claimed != len(recording.checks):
-        return f"it made {recording.claimed} checks of which {len(recording.checks)} arrived; show checks, do not capture them"
-    return "" if recording.checks else "no check was recorded; a gate needs at least one nbdeploy.check(...)"
-
-
-def _label(cells: list[Any], index: int) -> str:
-    count = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in cells[: index + 1])
-    lines = [
-        line.strip() for line in cells[index].source.splitlines() if line.strip() and not line.startswith(("#", "%"))
-    ]
-    return f"In [{count}] `{lines[0][:60]}`" if lines else f"In [{count}]"
-
-
-def _how(code: int | None) -> str:
-    if code is not None and code < 0:
-        with suppress(ValueError):
-            return f"killed by {signal.Signals(-code).name}"
-    return f"exit code {code}"

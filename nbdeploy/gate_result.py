@@ -7,8 +7,8 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,11 @@ class GateResult:
         What the notebook was given.
     copy : pathlib.Path or None
         A copy of the executed notebook where JupyterLab can open it.
+    gate, gate_digest : str
+        The gate's name, ``validate.ipynb``, and the SHA-256 of what it asks: the notebook without outputs.
+    parts : tuple of GateResult
+        Where several gates ran, the verdict of each. Then `checks` are those of all, and `notebook` is that of the
+        first that failed, else of the first.
     """
 
     deployment: str
@@ -161,6 +166,29 @@ class GateResult:
     seconds: float
     parameters: dict[str, Any] = field(default_factory=dict)
     copy: Path | None = None
+    gate: str = ""
+    gate_digest: str = ""
+    parts: tuple[GateResult, ...] = ()
+
+    @classmethod
+    def of(cls, parts: Sequence[GateResult]) -> GateResult:
+        """The verdict of several gates on one version: passed only if all of them did."""
+        if len(parts) == 1:
+            return parts[0]
+        failed = [part for part in parts if not part.passed]
+        first = (failed or parts)[0]
+        more = f" (and {len(failed) - 1} more gates)" if len(failed) > 1 else ""
+        ends = max(part.started.timestamp() + part.seconds for part in parts)
+        begun = min(part.started for part in parts)
+        return replace(
+            first,
+            passed=not failed,
+            checks=tuple(one for part in parts for one in part.checks),
+            reason=f"{first.gate}: {first.reason}{more}" if failed else "",
+            started=begun,
+            seconds=ends - begun.timestamp(),
+            parts=tuple(parts),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON."""
@@ -176,6 +204,9 @@ class GateResult:
             "started": self.started.isoformat(),
             "seconds": round(self.seconds, 3),
             "parameters": self.parameters,
+            "gate": self.gate,
+            "gate_digest": self.gate_digest,
+            **({"parts": [part.to_dict() for part in self.parts]} if self.parts else {}),
         }
 
     @property
@@ -183,14 +214,22 @@ class GateResult:
         """The verdict in one line."""
         good = sum(one.passed for one in self.checks)
         count = f"{good} of {len(self.checks)} checks passed in {self.seconds:.1f} s"
-        verdict = "passed its gate" if self.passed else "failed its gate"
+        gates = f"{len(self.parts)} gates" if self.parts else "gate"
+        verdict = f"passed its {gates}" if self.passed else f"failed its {gates}"
         return f"{self.deployment} {self.version} {verdict}: {self.reason or count}"
 
     def __repr__(self) -> str:
+        if self.parts:
+            return "\n".join([self.headline, *(f"{part.gate}: {part!r}" for part in self.parts)])
         lines = [self.headline, *(f"  {'✓' if one.passed else '✗'} {one}" for one in self.checks)]
         return "\n".join([*lines, f"  evidence: {self.notebook}"])
 
     def _repr_html_(self) -> str:
+        if self.parts:
+            inner = "".join(
+                f"<div><code>{html.escape(part.gate)}</code></div>{part._repr_html_()}" for part in self.parts
+            )
+            return f"<div>{_mark(self.passed)} <b>{html.escape(self.headline)}</b></div>{inner}"
         # On each cell: JupyterLab aligns td to the right, whatever the row says.
         left = 'style="text-align: left"'
         heads = "".join(f"<th {left}>{word}</th>" for word in ("", "check", "value", "wanted", "detail"))

@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from papermill.parameterize import parameterize_notebook
 
 from nbdeploy.errors import GateError
 from nbdeploy.gate_result import CHECK_MIME, END_MIME, NONCE, Check
+from nbdeploy.gate_secrets import Secrets
 
 _LOG = logging.getLogger("nbdeploy.gate")
 _LOG.addHandler(logging.NullHandler())  # what goes wrong is in the verdict; logging's last resort would repeat it
@@ -139,6 +140,16 @@ class Recording:
         if record := self._mine(data.get(END_MIME)):
             self.claimed = int(record["checks"])
 
+    def hide(self, secrets: Secrets) -> None:
+        """Take out what must not be told, before any of it is written or cut short."""
+        secrets.clean(self.notebook)
+        self.errors = [(cell, secrets.hide(name), secrets.hide(text)) for cell, name, text in self.errors]
+        self.checks = {
+            number: replace(one, name=secrets.hide(one.name), detail=secrets.hide(one.detail))
+            for number, one in self.checks.items()
+        }
+        self.stderr = secrets.hide(self.stderr)[-4000:]
+
     def _mine(self, record: object) -> Mapping[str, Any]:
         return record if isinstance(record, Mapping) and record.get("nonce") == self.nonce else {}
 
@@ -185,7 +196,7 @@ def execute(
             except Exception as error:  # noqa: BLE001 - whatever it is, the verdict says it
                 recording.failure = error
             errors.seek(0)
-            recording.stderr = errors.read()[-4000:].decode(errors="replace")
+            recording.stderr = errors.read()[-400_000:].decode(errors="replace")
     finally:
         watchdog.cancel()
         recording.leash.cut()

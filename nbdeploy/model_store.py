@@ -97,6 +97,11 @@ class ModelVersion:
         return frame if len(frame.columns) > 1 else frame.iloc[:, 0]
 
     @property
+    def unbatched(self) -> bool:
+        """Whether its answer to a row may depend on the rows that are asked with it."""
+        return bool((read_json(self.path / artifact.MODEL) or {}).get("unbatched"))
+
+    @property
     def requirements(self) -> list[str]:
         """What the rehearsal loaded for the model, and what the user asked for, as lines for pip."""
         path = self.path / artifact.REQUIREMENTS

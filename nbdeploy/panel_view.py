@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nbdeploy import deployment, model_store, panel_form, watching, workflow
+from nbdeploy import deployment, model_store, panel_form, validation, watching, workflow
 from nbdeploy.errors import NbdeployError
 from nbdeploy.panel_parts import Kit, View, Work, displayed, put
 from nbdeploy.panel_static import NOTHING, Facts, Snapshot, error_box, escaped, facts_list, overview, said, title
@@ -223,7 +223,7 @@ class Panel(View):
         self.refresh()
 
     def _validate(self, work: Work) -> object:
-        run: Any = workflow.validate(self.name, wait=False, progress=False, on_progress=work.on_progress)
+        run: Any = validation.validate(self.name, wait=False, progress=False, on_progress=work.on_progress)
         return run.result()
 
     def _predict(self, _: Work) -> str:

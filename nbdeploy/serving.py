@@ -84,6 +84,7 @@ class Predictor:
             return Endpoint(
                 spec["name"], version, place, files, options, rows=rows, leads=leads,
                 folder=Path(spec["metrics"]) if "metrics" in spec else None, worker=worker,
+                purpose=spec.get("purpose", ""),
             )  # fmt: skip
 
         traffic = routing.read(Path(spec["traffic"])) if spec.get("traffic") else None

@@ -141,14 +141,18 @@ VERBS: dict[str, Verb] = {
               Argument("--url", "of a service elsewhere"),
               Argument("--token-file", "a file with the token that it wants", Kind.FILE),
               Argument("--proba", "add the probabilities of the classes", Kind.FLAG)), "predict flight-delay X_new"),
-        Verb("validate", "run a gate notebook against the running service",
+        Verb("validate", "run gate notebooks against a version; one that is not live is served aside for it",
              (NAME, VERSION,
-              Argument("--notebook", "a gate of yours; by default the one that comes with nbdeploy", Kind.NOTEBOOK),
+              Argument("--notebook", "a gate of yours, repeatable; by default the one that comes with nbdeploy and all "
+                       "that are required", Kind.NOTEBOOK),
               Argument("--data", "labelled rows: a variable, or a .parquet or .csv file", Kind.FRAME),
               Argument("--target", "the column of --data that holds the labels"),
               Argument("--param", "a parameter of the notebook; repeatable", Kind.PAIR, "parameters", short="-p"),
-              Argument("--timeout", "seconds for the whole notebook", Kind.NUMBER)),
-             "validate flight-delay -p at_least=0.8", succeeded=lambda result, _values: bool(result.passed)),
+              Argument("--env", "a variable of the environment that the notebook needs, a secret for one; repeatable", Kind.LIST),
+              Argument("--require", "promotions need this notebook, with these parameters, from now on", Kind.FLAG),
+              Argument("--no-require", "they do not need it any more", Kind.OFF, "require"),
+              Argument("--timeout", "seconds for each notebook", Kind.NUMBER)),
+             "validate flight-delay v2 -p at_least=0.8", succeeded=lambda result, _values: bool(result.passed)),
         Verb("traffic", "say which version answers whom, or show it",
              (NAME, Argument("weights", "percent by version, together 100: v1=90 v2=10", Kind.SHARES, optional=True),
               Argument("--shadow", "a version that answers into the log only; repeatable", Kind.LIST),
@@ -313,7 +317,7 @@ def _parser(verb: Verb, prog: str) -> argparse.ArgumentParser:
             options["const"] = argument.kind is Kind.FLAG
         elif argument.kind is Kind.PAIR:
             options |= {"action": "append", "metavar": argument.kind.value}
-        elif argument.kind is Kind.LIST:
+        elif argument.kind in (Kind.LIST, Kind.NOTEBOOK):
             options |= {"action": "append", "metavar": argument.kind.value.upper()}
         elif argument.kind in (Kind.WHOLE, Kind.NUMBER, Kind.SIZE):
             options["type"] = _number(argument.kind)

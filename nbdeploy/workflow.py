@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,8 @@ from nbdeploy import clean_env as clean_environment
 from nbdeploy.answers import TOLERANCE
 from nbdeploy.artifact import REQUIREMENTS, WHEELS, Options
 from nbdeploy.deployment import Deployment
-from nbdeploy.errors import GateError, InputError, NbdeployError, NotFound
-from nbdeploy.home import check_name, folder, lock, reports_folder, template, write_atomic
+from nbdeploy.errors import NbdeployError, NotFound
+from nbdeploy.home import check_name, folder, lock
 from nbdeploy.model_store import ModelVersion, Staged
 from nbdeploy.progress import Step, steps
 from nbdeploy.requirements import Requirement, pinned
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     import httpx
 
     from nbdeploy.embedding import LocalModel
-    from nbdeploy.gate import GateResult, GateRun
     from nbdeploy.http_app import HttpApp
     from nbdeploy.model_card import Card
 
@@ -349,72 +347,6 @@ def asgi(name: str, version: str | None = None, **options: Any) -> HttpApp:
     return embedding.application(model_store.get(name, version or live_version(name)), options)
 
 
-def validate(
-    name: str,
-    version: str | None = None,
-    *,
-    notebook: str | Path | None = None,
-    data: Any = None,
-    target: str = "",
-    parameters: Mapping[str, Any] | None = None,
-    timeout: float = 600,
-    wait: bool = True,
-    progress: bool = True,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> GateResult | GateRun:
-    """Run a gate notebook against the running service and keep the executed notebook as evidence.
-
-    A gate fails closed: it passes only when every cell ran and every recorded check passed, at least one.
-
-    Parameters
-    ----------
-    version : str, optional
-        Which the service must be running; by default whichever it runs.
-    notebook : path, optional
-        A notebook of yours that calls `nbdeploy.check`; by default the gate that comes with nbdeploy.
-    data : DataFrame or path of a .parquet file, optional
-        Labelled rows to measure quality on; by default the reference sample.
-    target : str
-        The column of `data` that holds the labels; by default the signature's.
-    parameters : mapping, optional
-        Further parameters that the notebook declares, for example ``{"at_least": 0.8}``.
-    timeout : float
-        Seconds for the whole notebook.
-    wait : bool
-        False returns a `GateRun` at once and works in the background; its ``result()`` is the `GateResult`,
-        and `on_progress` is called with the cells done and their total.
-
-    Raises
-    ------
-    NotFound, GateError
-        It could not be run. A failed gate is a result with ``passed`` False.
-    """
-    from nbdeploy import gate
-
-    service = deployment.get(name)
-    subject = model_store.get(name, version or service.version)
-    if subject.version != service.version:
-        msg = f"{name!r} is running {service.version}, not {subject.version}"
-        raise NbdeployError(msg, f"Serve it first: %deploy stop {name}, then %deploy serve {name} {subject.version}.")
-    chosen = Path(notebook).expanduser() if notebook is not None else template("validate.ipynb")
-    if target and data is None:
-        msg = f"target={target!r} names a column of data, and there is no data"
-        raise GateError(msg, "Pass data= too (--data).")
-    declared = gate.declared_names(chosen)
-    own = {"name": name, "version": subject.version, "url": service.url}
-    values: dict[str, Any] = {key: value for key, value in own.items() if key in declared}
-    if data is not None:
-        values |= {"data": _labelled_file(name, data), "target": target or subject.signature.target}
-    values |= parameters or {}
-    about: Any = {
-        "deployment": name, "version": subject.version, "digest": subject.digest, "timeout": timeout,
-        "copies": reports_folder(name),
-    }  # fmt: skip
-    if wait:
-        return gate.run(chosen, values, progress=progress, **about)
-    return gate.start(chosen, values, on_progress=on_progress, **about)
-
-
 def status(name: str | None = None) -> pd.DataFrame:
     """What runs and what is saved: one row per name, or the one of `name`.
 
@@ -558,20 +490,3 @@ def _stale(version: ModelVersion | None) -> str:
         return ""
     changed = notebook_source.packages_changed(pinned(version.requirements))
     return "; ".join([*notebook_source.stale(version.provenance.get("cells", [])), *changed])
-
-
-def _labelled_file(name: str, data: Any) -> str:
-    if isinstance(data, pd.DataFrame):
-        content = data.to_parquet(None, index=False)
-        # Named by its content: two gates at once keep their own rows, the same rows are kept once.
-        path = folder("gates", name) / f"labelled-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
-        write_atomic(path, content)
-        return str(path)
-    if not isinstance(data, (str, Path)):
-        msg = f"data is a {type(data).__name__}"
-        raise InputError(msg, hint="Pass a frame or the path of a .parquet file.")
-    path = Path(data).expanduser().absolute()
-    if not path.is_file():
-        msg = f"there is no file {data!s}"
-        raise NotFound(msg, "Pass a frame or the path of a .parquet file.")
-    return str(path)

@@ -439,8 +439,11 @@ def test_the_declared_parameters_of_the_default_gate_are_typed() -> None:
     )
     assert gate.declared_names(ROOT / "notebooks" / "validate.ipynb") == list(known)
     assert {name: one.kind + "?" * one.optional for name, one in known.items()} == {
-        "name": "str", "version": "str", "url": "str", "data": "str", "target": "str", "metric": "str",
-        "at_least": "float?", "max_latency_ms": "float", "requests": "int", "tolerance": "float",
+        "name": "str", "version": "str", "url": "str", "live_url": "str", "data": "str", "target": "str", "metric": "str",
+        "at_least": "float?", "margin": "float", "confidence": "float", "slices": "list", "slice_rows": "int",
+        "slice_at_least": "float?", "slice_margin": "float", "max_calibration_error": "float",
+        "max_latency_ms": "float", "p99_ms": "float", "clients": "int", "requests": "int", "reach": "float",
+        "tolerance": "float",
     }  # fmt: skip
 
 
@@ -498,6 +501,7 @@ class Service(ThreadingHTTPServer):
 
     faults: tuple[str, ...] = ()
     signature: Signature
+    asking = 0
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -518,16 +522,31 @@ class Handler(BaseHTTPRequestHandler):
         except ValueError as error:
             self.answer(500 if "refusals" in self.server.faults else 422, {"error": str(error)})
             return
+        if "hard" in self.server.faults and not frame["kind"].eq("a").all():
+            self.answer(500, {"error": "KeyError"})
+            return
+        if "overloaded" in self.server.faults and self.server.asking > 1:
+            self.answer(503, {"error": "too much"})
+            return
+        self.server.asking += 1
         if "slow" in self.server.faults:
             time.sleep(0.2)
+        self.server.asking -= 1
         late = frame["x"] > (0.6 if "parity" in self.server.faults else 0.5)
+        if "moody" in self.server.faults and 1 < len(frame) < 20:
+            late = ~late
+        sure = late * 0.1 + 0.45 if "unsure" in self.server.faults else late * 1.0
         if arrow:
-            scores = np.column_stack([1.0 - late, late * 1.0])
+            scores = np.column_stack([1.0 - sure, sure])
             told = arrow_body.write_answers(late.to_numpy(), scores, (False, True), "id", "v1")
             self.answer(200, told, arrow_body.MEDIA)
             return
-        answer = {"predictions": late.tolist(), "prediction_ids": ["id"] * len(frame), "version": "v1"}
-        self.answer(200, {**answer, "probabilities": [[1 - p, p] for p in late * 1.0], "classes": [False, True]})
+        told = [
+            None if "hard" in self.server.faults and abs(x) > 2 else y
+            for x, y in zip(frame["x"], late.tolist(), strict=True)
+        ]
+        answer = {"predictions": told, "prediction_ids": ["id"] * len(frame), "version": "v1"}
+        self.answer(200, {**answer, "probabilities": [[1 - p, p] for p in sure], "classes": [False, True]})
 
     def answer(self, status: int, body: dict[str, Any] | bytes, media: str = "application/json") -> None:
         self.send_response(status)
@@ -551,7 +570,7 @@ late = reference["x"] > 0.5
 expected = pd.DataFrame({"prediction": late, "probability_False": 1.0 - late, "probability_True": late * 1.0})
 stored = SimpleNamespace(
     name="toy", version="v1", tag="toy:v1", digest="ab", reference=reference, expected=expected,
-    labels=late if LABELS else None, signature=Signature.from_dict(SIGNATURE),
+    labels=late if LABELS else None, unbatched=False, signature=Signature.from_dict(SIGNATURE),
 )
 nbdeploy.versions = lambda name: [stored]
 """
@@ -598,7 +617,13 @@ def test_the_default_gate_passes_a_good_service(ask: Callable[..., GateResult]) 
         "rows with another probability_False",
         "rows with another probability_True",
         "accuracy",
+        "calibration error",
         "latency p95 in ms",
+        "requests that failed under load",
+        "latency p99 in ms under load",
+        "copes with unseen categories: failures",
+        "copes with extreme values: failures",
+        "rows answered in more than one way",
         "refuses a missing column",
         "refuses an unknown column",
         "refuses a wrong type",
@@ -607,7 +632,8 @@ def test_the_default_gate_passes_a_good_service(ask: Callable[..., GateResult]) 
 
 
 def test_the_default_gate_sees_every_fault_at_once(ask: Callable[..., GateResult]) -> None:
-    result = ask("schema", "version", "parity", "slow", "refusals", at_least=0.99, max_latency_ms=100, requests=2)
+    faults = ("schema", "version", "parity", "slow", "refusals", "moody", "hard", "overloaded", "unsure")
+    result = ask(*faults, at_least=0.99, max_latency_ms=100, p99_ms=100, requests=2)
     assert not result.passed
     assert [one.name for one in result.checks if one.passed] == ["answered by the right version"]
     details = {one.name: one.detail for one in result.checks}
@@ -619,7 +645,8 @@ def test_without_labels_quality_is_left_out_unless_it_was_asked_for(ask: Callabl
     assert ask(labels=False, requests=1, at_least=0.5).reason.startswith("quality can be measured: False, wanted True")
     result = ask(labels=False, requests=1)
     assert result.passed
-    assert len(result.checks) == 11
+    assert {"accuracy", "calibration error"} & {one.name for one in result.checks} == set()
+    assert len(result.checks) == 16
 
 
 def test_the_default_gate_is_stored_without_outputs() -> None:

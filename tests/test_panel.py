@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import nbdeploy
-from nbdeploy import model_store, panel_form, panel_parts, panel_static, panel_view, watching, workflow
+from nbdeploy import model_store, panel_form, panel_parts, panel_static, panel_view, validation, watching, workflow
 from nbdeploy.errors import DriftError, NotFound
 from nbdeploy.panel_static import Facts, Snapshot
 from nbdeploy.signature import Column, Signature
@@ -161,7 +161,7 @@ def test_a_button_works_in_the_background_and_says_so(disk, monkeypatch):
 
         return Run()
 
-    monkeypatch.setattr(workflow, "validate", validate)
+    monkeypatch.setattr(validation, "validate", validate)
     view = nbdeploy.panel("flights")
     view.validate.click()
     wait_for(lambda: "4 of 12 cells" in shown(view))
