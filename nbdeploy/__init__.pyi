@@ -1,6 +1,7 @@
 from .deployment import Deployment as Deployment
 from .drift_result import DriftReport as DriftReport
 from .embedding import LocalModel as LocalModel
+from .errors import CompareError as CompareError
 from .errors import DriftError as DriftError
 from .errors import GateError as GateError
 from .errors import InputError as InputError
