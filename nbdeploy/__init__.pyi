@@ -1,3 +1,5 @@
+from .comparison import Comparison as Comparison
+from .comparison import compare as compare
 from .deployment import Deployment as Deployment
 from .drift_result import DriftReport as DriftReport
 from .embedding import LocalModel as LocalModel

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from nbdeploy import label_log, model_store, prediction_log, routing, version_numbers
 from nbdeploy.comparison_plot import short
 from nbdeploy.comparison_result import Comparison
 from nbdeploy.comparison_sides import Answers, Lines, Subject, count, joined, percent
 from nbdeploy.errors import CompareError
+from nbdeploy.model_store import ModelVersion
+from nbdeploy.routing import Traffic
+from nbdeploy.version_numbers import VersionNumbers
+from nbdeploy.watching import must_be_known
 
 if TYPE_CHECKING:
     from nbdeploy.comparison_labels import Measured
@@ -19,7 +28,118 @@ NEEDS = "versions are compared with SciPy, which is not installed: pip install '
 MIN_ERRORS = 3  # one or two may be anything
 MIN_TIMED, SLOWER = 500, 1.5  # requests of which a 99th percentile says something, and when it is worth a word
 
-__all__ = ["Answers", "of"]
+__all__ = ["Answers", "Comparison", "compare", "of"]
+
+
+def compare(name: str, version: str | None = None, *, since: Any = None, metric: str | None = None) -> Comparison:
+    """Compare a version that gets traffic, or only listens, with the live one by what they answered.
+
+    Where predictions have labels, the difference in a metric tells which version is better, with a test that may be
+    looked at every hour. Else it is told how far their answers are apart; of a shadow, which answered what the live
+    version answered too, row by row. Errors and times are those since the service was started.
+
+    Parameters
+    ----------
+    version : str, optional
+        ``"v2"``; by default the candidate or, where there is none, the shadow.
+    since : str, datetime or timedelta, optional
+        ``"24h"``, ``"7d"`` ago, or a moment; by default when the candidate got its present share of the traffic.
+    metric : str, optional
+        ``accuracy``, ``balanced_accuracy``, ``f1`` or ``auc``; ``mae``, ``rmse`` or ``r2``. By default accuracy, or the
+        mean absolute error. ``auc`` counts the rows of which probabilities were asked for.
+
+    Returns
+    -------
+    Comparison
+        With too little data too: it says so.
+
+    Raises
+    ------
+    CompareError
+        There is nothing to compare, or the metric does not fit.
+    NotFound
+        The deployment or the version is unknown.
+    """
+    must_be_known(name)
+    traffic = routing.traffic(name)
+    live, chosen = _versions(name, traffic, version)
+    shadow = chosen.version in traffic.shadow
+    began = prediction_log.moment(since) if since is not None else None if shadow else _began(name, chosen.version)
+    window = None if began is None else datetime.fromtimestamp(began, timezone.utc)
+    labels, numbers = label_log.read(name), version_numbers.read(name)
+    purposes = ("", "shadow" if shadow else "")
+    sides = [
+        _answers(each, window, purpose, labels, numbers.get(each.version))
+        for each, purpose in zip((live, chosen), purposes, strict=True)
+    ]
+    signature = chosen.signature
+    return of(
+        name, sides[0], sides[1], shadow=shadow, task=signature.task, classes=signature.classes, metric=metric,
+        since=window.isoformat(timespec="seconds") if window is not None else "",
+    )  # fmt: skip
+
+
+def _versions(name: str, traffic: Traffic, wanted: str | None) -> tuple[ModelVersion, ModelVersion]:
+    """The live version, and the one to compare with it."""
+    if traffic.live is None:
+        msg = f"{name!r} has no live version to compare with"
+        raise CompareError(msg, f"Serve one first: %deploy serve {name}.")
+    live = model_store.get(name, traffic.live)
+    others = traffic.candidates or traffic.shadow
+    if wanted is not None:
+        chosen = model_store.get(name, wanted)
+        if chosen.version == live.version:
+            msg = f"{chosen.tag} is the live version, which the others are compared with"
+            hint = f"Name another one: {', '.join(others)}." if others else f"What there is: %deploy versions {name}."
+            raise CompareError(msg, hint)
+        return live, chosen
+    if not others:
+        msg = f"{name!r} has nothing to compare with {live.version}: it alone gets traffic, and nothing shadows it"
+        raise CompareError(msg, f"Give a version a share: %deploy traffic {name} {live.version}=90 VERSION=10.")
+    if len(others) > 1:
+        msg = f"{name!r} has several versions to compare with {live.version}"
+        raise CompareError(msg, f"Name one: {', '.join(others)}.")
+    return live, model_store.get(name, others[0])
+
+
+def _began(name: str, version: str) -> float | None:
+    """When `version` got the share of the traffic that it has, or had last."""
+    named = re.compile(rf"(?<!shadow )\b{re.escape(version)}\b")
+    for step in routing.history(name):
+        if step["action"] in ("traffic", "rollout") and named.search(str(step.get("to") or "")):
+            return prediction_log.moment(step["time"])
+    return None
+
+
+def _answers(
+    version: ModelVersion,
+    window: datetime | None,
+    purpose: str,
+    labels: Mapping[str, Any],
+    numbers: VersionNumbers | None,
+) -> Answers:
+    """What the log holds of a version."""
+    signature = version.signature
+    frame = prediction_log.read(
+        version.name, lambda _version: signature, window, purpose=purpose, version=version.version, proba=True
+    )
+    logged = [column.name for column in signature.logged]
+    own = {
+        label: prediction_log.own_column(label, logged)
+        for label in ("prediction", "prediction_id", "time", "probabilities")
+    }
+    ids = frame[own["prediction_id"]].tolist()
+    inputs = frame[[name for name in logged if name in frame.columns]]
+    chances = frame[own["probabilities"]].tolist()
+    # The probability of the last class; with several targets there is no such thing.
+    plain = [row[-1] if isinstance(row, list) and row and isinstance(row[-1], float) else math.nan for row in chances]
+    return Answers(
+        version.version, inputs, frame[own["prediction"]].tolist(), ids, frame[own["time"]].to_numpy("datetime64[ns]"),
+        [labels.get(key) for key in ids], np.array(plain, dtype=float), numbers,
+    )  # fmt: skip
+
+
+# -- what is said -------------------------------------------------------------------------------------------
 
 
 def of(

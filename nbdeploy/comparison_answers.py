@@ -19,8 +19,8 @@ TOLERANCE = 0.05
 
 _SIZES = {
     "none": "distributed as those of {}",
-    "small": "distributed a little differently from those of {}",
-    "medium": "distributed differently from those of {}",
+    "small": "distributed somewhat differently from those of {}",
+    "medium": "distributed clearly differently from those of {}",
     "large": "distributed very differently from those of {}",
 }
 

@@ -14,7 +14,7 @@ import pandas as pd
 from nbdeploy import comparison_plot, release_statistics
 from nbdeploy.answer_metrics import Metric, Values, metric_of
 from nbdeploy.comparison_plot import short
-from nbdeploy.comparison_sides import Answers, Lines, Subject, count, joined, numbers_of, percent
+from nbdeploy.comparison_sides import Answers, Lines, Subject, category, count, joined, numbers_of, percent
 from nbdeploy.errors import CompareError
 from nbdeploy.release_statistics import MIN_ROWS, Difference, Sequential
 
@@ -92,7 +92,8 @@ def measured(about: Subject, lines: Lines, classes: Sequence[Any] | None, wanted
 
 
 def _labelled(side: Answers, metric: Metric) -> Answers:
-    kept = [i for i, label in enumerate(side.labels) if label is not None and side.predictions[i] is not None]
+    kept = [i for i, (label, said) in enumerate(zip(side.labels, side.predictions, strict=True))
+            if label is not None and category(said) != ""]  # fmt: skip
     if metric.name == "auc":
         kept = [i for i in kept if side.scores is not None and not math.isnan(side.scores[i])]
     elif metric.task == "regression":

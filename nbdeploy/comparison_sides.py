@@ -117,7 +117,8 @@ class Lines:
     def add(self, measure: str, live: float, candidate: float, interval: Interval | None = None, how: str = "") -> None:
         """Add a measure of both versions; `interval` is of the difference."""
         low, high = (interval.low, interval.high) if interval is not None else (math.nan, math.nan)
-        gap = float(f"{candidate - live:.12g}")  # without what is left of a subtraction of almost equal numbers
+        # Without what is left of a subtraction of almost equal numbers.
+        gap = 0.0 if math.isclose(candidate, live, rel_tol=1e-12) else float(candidate - live)
         self._rows[measure] = float(live), float(candidate), gap, low, high, how
 
     def add_counts(self, measure: str, live: int, candidate: int) -> None:

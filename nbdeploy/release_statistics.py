@@ -96,7 +96,8 @@ class Distance:
     measure : str
         What `effect` is.
     effect : float
-        Of numbers, Wasserstein's distance in standard deviations of the live answers. Of categories, Cramér's V.
+        Of numbers, Wasserstein's distance in standard deviations of the live answers. Of categories, Cramér's V as it
+        would be with as many rows of either version: a small canary looks no more alike than a large one.
     size : str
         ``none``, ``small``, ``medium`` or ``large``, by Cohen's conventions.
     test : str
@@ -309,9 +310,10 @@ def distance_of_categories(live: Sequence[Any], candidate: Sequence[Any]) -> Dis
         table = np.column_stack([table[:, ~few], table[:, few].sum(axis=1)])
     if table.shape[1] < 2:
         return Distance("Cramér's V", 0.0, "none", "chi-squared", 1.0)
-    found = stats.chi2_contingency(table, correction=False)
-    return _sized("Cramér's V", math.sqrt(found.statistic / table.sum()), (0.1, 0.3, 0.5), "chi-squared",
-                  float(found.pvalue))  # fmt: skip
+    shares = table / table.sum(axis=1, keepdims=True)
+    effect = math.sqrt(float(np.sum((shares[1] - shares[0]) ** 2 / (shares[1] + shares[0]))) / 2)
+    p = float(stats.chi2_contingency(table, correction=False).pvalue)
+    return _sized("Cramér's V", effect, (0.1, 0.3, 0.5), "chi-squared", p)
 
 
 def _sized(measure: str, effect: float, bounds: tuple[float, float, float], test: str, p: float) -> Distance:

@@ -285,6 +285,8 @@ def test_categories_have_a_distance():
     found = distance_of_categories(["a"] * 900 + ["b"] * 100, ["a"] * 500 + ["b"] * 500)
     assert found.size == "medium"
     assert found.p < 1e-9
+    small = distance_of_categories(["a"] * 90_000 + ["b"] * 10_000, ["a"] * 50 + ["b"] * 50)
+    assert small.effect == pytest.approx(found.effect)
     assert distance_of_categories([True] * 100, [False] * 100).effect == pytest.approx(1)
     assert distance_of_categories([True] * 100, [True] * 60).size == "none"
 
