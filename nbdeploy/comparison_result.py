@@ -29,7 +29,7 @@ _STYLE = """<style>
 .nbdeploy-comparison table{border-collapse:collapse;margin:6px 0}
 .nbdeploy-comparison th,.nbdeploy-comparison td{text-align:right!important;padding:4px 10px 4px 8px;white-space:nowrap;
 border-bottom:1px solid var(--jp-border-color2,rgba(128,128,128,.35));font-variant-numeric:tabular-nums}
-.nbdeploy-comparison th:first-child,.nbdeploy-comparison td:first-child,.nbdeploy-comparison .how{
+.nbdeploy-comparison th:first-child,.nbdeploy-comparison td:first-child,.nbdeploy-comparison .how{font-size:inherit;
 text-align:left!important}
 .nbdeploy-comparison .better{color:var(--jp-success-color1,#388e3c)}
 .nbdeploy-comparison .worse{color:var(--jp-error-color1,#d32f2f)}
@@ -105,7 +105,7 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         head = ("", *self.table.columns[:2], *COLUMNS)
-        title = f"{self.deployment}: {self.candidate} against {self.live}"
+        title = f"{self.deployment}: {self.candidate} against {self.live}{f' since {self.since}' if self.since else ''}"
         parts = [f"<p>{html.escape(visible(title))}</p>",
                  f'<p class="{html.escape(self.verdict)}"><b>{html.escape(visible(self.sentence))}</b></p>',
                  self.plot, _table(head, self._cells())]  # fmt: skip

@@ -141,13 +141,13 @@ def test_too_few_labels_are_no_verdict_whatever_they_say():
 def test_without_labels_the_answers_tell_what_they_can():
     made = canary(classes("v1", 3_000, 1.0, labelled=0), classes("v2", 900, 0.5, labelled=0, seed=1))
     assert re.fullmatch(
-        r"the answers of v2 are distributed somewhat differently from those of v1, 5\d\.\d % False instead of 7\d\.\d %; "
+        r"v2's answers are distributed somewhat differently from those of v1, 5\d\.\d % False instead of 7\d\.\d %; "
         r"nothing is labelled yet, so whether v2 is better is not known\.", made.sentence,
     )  # fmt: skip
     assert made.verdict == "undecided"
     assert made.table.loc["distance of the answers", "how"].startswith("Cramér's V: ")
     made = canary(numbers("v1", 900, 1, labelled=0), numbers("v2", 900, 1, labelled=0, seed=1), "regression")
-    assert made.sentence.startswith("the answers of v2 are distributed as those of v1, ")
+    assert made.sentence.startswith("v2's answers are distributed as those of v1, ")
 
 
 def test_a_version_that_fails_more_often_is_worse_whatever_the_labels_say():
