@@ -1,6 +1,9 @@
+from .comparison import Comparison as Comparison
+from .comparison import compare as compare
 from .deployment import Deployment as Deployment
 from .drift_result import DriftReport as DriftReport
 from .embedding import LocalModel as LocalModel
+from .errors import CompareError as CompareError
 from .errors import DriftError as DriftError
 from .errors import GateError as GateError
 from .errors import InputError as InputError

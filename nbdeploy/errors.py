@@ -10,6 +10,7 @@ NbdeployError
 │   └── PortBusy     the wished port belongs to somebody else
 ├── ReleaseError     a change of traffic that is refused, or that a version prevents
 ├── GateError        a gate that could not be run (a failed gate is a value, not an error)
+├── CompareError     two versions of which nothing can be said
 └── DriftError       nothing to compare
 """
 
@@ -99,6 +100,10 @@ class ReleaseError(NbdeployError):
 
 class GateError(NbdeployError):
     """A gate could not be run at all."""
+
+
+class CompareError(NbdeployError):
+    """Of two versions nothing can be said."""
 
 
 class DriftError(NbdeployError):

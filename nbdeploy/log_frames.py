@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def frame_of(header: Header, tables: Sequence[pa.Table], labels: Mapping[str, Any] | None = None) -> pd.DataFrame:
+def frame_of(
+    header: Header, tables: Sequence[pa.Table], labels: Mapping[str, Any] | None = None, *, proba: bool = False
+) -> pd.DataFrame:
     """The rows of tables of one version, which have the same columns, as the log shows them.
 
     Parameters
     ----------
     labels : mapping, optional
         The label of each prediction id; adds the column ``label``.
+    proba : bool
+        Adds the column ``probabilities``.
     """
     names = tables[0].column_names
     inputs = names[: -len(OWN)]
@@ -37,6 +41,10 @@ def frame_of(header: Header, tables: Sequence[pa.Table], labels: Mapping[str, An
     frame[own["version"]] = [value for table in tables for value in table.column(own["version"]).to_pylist()]
     times = [table.column(own["time"]).to_pandas().astype("datetime64[ns, UTC]") for table in tables]
     frame[own["time"]] = pd.concat(times, ignore_index=True)
+    if proba:
+        label = own["probabilities"]
+        told = [value for table in tables for value in json_values(table.field(label), table.column(label))]
+        frame[label] = pd.Series(told, index=frame.index, dtype=object)
     if labels is not None:
         frame[own_column("label", inputs)] = pd.Series([labels.get(i) for i in ids], index=frame.index)
     return frame

@@ -25,6 +25,7 @@ from nbdeploy.log_keeping import META, seal, tables
 from nbdeploy.log_segments import (
     SPOILT,
     Chunk,
+    Day,
     chunks,
     day_in,
     day_of,
@@ -73,6 +74,8 @@ def read(
     labels: Mapping[str, Any] | None = None,
     *,
     purpose: str = "",
+    version: str = "",
+    proba: bool = False,
 ) -> pd.DataFrame:
     """The log as a frame, oldest first: what users asked, or what was asked for another purpose.
 
@@ -90,18 +93,22 @@ def read(
     purpose : str
         Why the rows were asked, and no others are read: ``""`` by a user, ``"gate"``, ``"shadow"``. A shadow's row has
         the ``prediction_id`` of the row that it shadows.
+    version : str
+        What this version answered, and nothing else.
+    proba : bool
+        Add the column ``probabilities`` before ``label``: per row a list, or None where they were not asked for.
     """
     start, end = moment(since), moment(until)
     by_version: dict[str, list[_Part]] = {}
-    for part in _parts(name, start, end, purpose):
+    for part in _parts(name, start, end, purpose, version):
         by_version.setdefault(part.version, []).append(part)
     frames, times = [], []
-    for version, parts in by_version.items():
-        for header, alike in _alike(parts, signature_of(version)):
-            frames.append(frame_of(header, [part.table for part in alike], labels))
+    for answered_by, parts in by_version.items():
+        for header, alike in _alike(parts, signature_of(answered_by)):
+            frames.append(frame_of(header, [part.table for part in alike], labels, proba=proba))
             times += [moments(part.table) for part in alike]
     if not frames:
-        own = ["prediction", "prediction_id", "version", "time"]
+        own = ["prediction", "prediction_id", "version", "time", *(["probabilities"] if proba else [])]
         return pd.DataFrame(columns=own if labels is None else [*own, "label"])
     whole = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
     # Not by a column: what is the log's time in one version's rows may be an input in another's.
@@ -219,7 +226,7 @@ def _sources(where: Path) -> list[Path]:
     return [*lines, *(path for path in parquet_files(where) if stem_of(path) not in there)]
 
 
-def _parts(name: str, start: float | None, end: float | None, purpose: str) -> list[_Part]:
+def _parts(name: str, start: float | None, end: float | None, purpose: str, version: str) -> list[_Part]:
     where = place(name)
     done: dict[str, list[_Part]] = {}  # by file: what was read already stays read when the list is made again
     while True:
@@ -227,10 +234,11 @@ def _parts(name: str, start: float | None, end: float | None, purpose: str) -> l
         gone = False
         for path in sources:
             key = f"{path.parent}/{path.name}"
-            if key in done or (path.suffix == ".parquet" and not _may_hold(path, start, end)):
+            sealed = path.suffix == ".parquet"
+            if key in done or (sealed and not _may_hold(path, start, end, version)):
                 continue
             try:
-                found = _read_sealed(path) if path.suffix == ".parquet" else _read_lines(path, purpose)
+                found = _read_sealed(path) if sealed else _read_lines(path, purpose, version)
                 done[key] = [part for each in found if (part := _window(each, start, end, purpose)) is not None]
             except FileNotFoundError:
                 gone = True  # sealed or removed meanwhile
@@ -241,14 +249,17 @@ def _parts(name: str, start: float | None, end: float | None, purpose: str) -> l
     return [p for k, parts in done.items() if k.endswith(".jsonl") or stem_of(Path(k)) not in lines for p in parts]
 
 
-def _may_hold(path: Path, start: float | None, end: float | None) -> bool:
+def _may_hold(path: Path, start: float | None, end: float | None, version: str) -> bool:
     day = day_in(path)
+    if version and path.parent.parent.name != Day(version, "").path(path, "").parent.parent.name:
+        return False
     return (start is None or day >= day_of(start)) and (end is None or day <= day_of(end))
 
 
-def _read_lines(path: Path, purpose: str) -> Iterator[_Part]:
+def _read_lines(path: Path, purpose: str, version: str) -> Iterator[_Part]:
     for chunk in chunks(path):
-        told = Chunk(chunk.header, [entry for entry in chunk.entries if entry["purpose"] == purpose], 0, chunk.end)
+        kept = [e for e in chunk.entries if e["purpose"] == purpose and version in ("", e["version"])]
+        told = Chunk(chunk.header, kept, 0, chunk.end)
         for day, header, table in tables(told):
             yield _Part(day.version, header, table)
 

@@ -1,0 +1,121 @@
+"""How good answers are: the metrics in which versions are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from nbdeploy.errors import CompareError, did_you_mean
+
+Values = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One way to score answers.
+
+    Attributes
+    ----------
+    task : str
+        For which it is.
+    score : callable
+        Of the truths and the answers, arrays of the same length.
+    each : callable, optional
+        The score is the mean of what this gives for each row.
+    larger_is_better, points : bool
+        `points`: it is a share, and differences of it are told in percentage points.
+    """
+
+    name: str
+    words: str
+    task: str
+    score: Callable[[Values, Values], float]
+    each: Callable[[Values, Values], Values] | None = None
+    larger_is_better: bool = True
+    points: bool = False
+
+
+def _right(truth: Values, answers: Values) -> Values:
+    return np.asarray(truth == answers, dtype=float)
+
+
+def _off(truth: Values, answers: Values) -> Values:
+    return np.asarray(np.abs(truth - answers), dtype=float)
+
+
+def _counts(truth: Values, answers: Values) -> tuple[Values, Values, Values]:
+    """Of each class, how often it was right, true and answered. Classes are 0, 1, 2 …."""
+    size = int(max(truth.max(), answers.max())) + 1
+    hits = np.bincount(truth[truth == answers], minlength=size)
+    return hits, np.bincount(truth, minlength=size), np.bincount(answers, minlength=size)
+
+
+def _balanced(truth: Values, answers: Values) -> float:
+    hits, true, _ = _counts(truth, answers)
+    return float(np.mean(hits[true > 0] / true[true > 0]))
+
+
+def _f1(truth: Values, answers: Values) -> float:
+    hits, true, answered = _counts(truth, answers)
+    seen = true + answered > 0
+    return float(np.mean(2 * hits[seen] / (true + answered)[seen]))
+
+
+def _auc(truth: Values, scores: Values) -> float:
+    # The share of pairs in the right order: what Mann and Whitney count.
+    positive = truth.astype(bool)
+    ranks, several = stats.rankdata(scores)[positive].sum(), int(positive.sum())
+    return float((ranks - several * (several + 1) / 2) / (several * (len(truth) - several)))
+
+
+def _rmse(truth: Values, answers: Values) -> float:
+    return float(np.sqrt(np.mean((truth - answers) ** 2)))
+
+
+def _r2(truth: Values, answers: Values) -> float:
+    return float(1 - np.sum((truth - answers) ** 2) / np.sum((truth - truth.mean()) ** 2))
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", "accuracy", "classification", lambda y, p: float(_right(y, p).mean()), _right, points=True),
+        Metric("balanced_accuracy", "balanced accuracy", "classification", _balanced, points=True),
+        Metric("f1", "macro F1", "classification", _f1, points=True),
+        Metric("auc", "area under the ROC curve", "classification", _auc, points=True),
+        Metric(
+            "mae", "mean absolute error", "regression", lambda y, p: float(_off(y, p).mean()), _off,
+            larger_is_better=False,
+        ),
+        Metric("rmse", "root mean squared error", "regression", _rmse, larger_is_better=False),
+        Metric("r2", "R²", "regression", _r2),
+    )
+}  # fmt: skip
+# As the default gate and scikit-learn's scorers call them.
+_OTHER_NAMES = {
+    "roc_auc": "auc", "f1_macro": "f1", "neg_mean_absolute_error": "mae", "neg_root_mean_squared_error": "rmse",
+}  # fmt: skip
+DEFAULTS = {"classification": "accuracy", "regression": "mae"}
+
+
+def metric_of(name: str | None, task: str) -> Metric:
+    """The metric of that name, or the usual one of a task.
+
+    Raises
+    ------
+    CompareError
+        There is none of that name, or it does not fit the task.
+    """
+    found = METRICS.get(_OTHER_NAMES.get(name, name) if name else DEFAULTS[task])
+    fitting = [metric.name for metric in METRICS.values() if metric.task == task]
+    if found is None:
+        msg = f"{name!r:.80} is no metric"
+        raise CompareError(msg, did_you_mean(str(name), fitting))
+    if found.task != task:
+        msg = f"{found.name} is a metric for {found.task}, and this model does {task}"
+        raise CompareError(msg, f"Use one of {', '.join(fitting)}.")
+    return found
