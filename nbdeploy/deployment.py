@@ -379,6 +379,28 @@ def await_applied(
         time.sleep(0.01)
 
 
+def await_shadow(running: Deployment, version: str, seconds: float, on_wait: Callable[[], None] = lambda: None) -> None:
+    """Wait until a shadow answers.
+
+    Raises
+    ------
+    ReleaseError
+        It cannot, or not in time.
+    """
+    note, deadline = home() / "run" / running.name / APPLIED / f"shadow-{version}.json", time.monotonic() + seconds
+    while time.monotonic() < deadline and running.alive:
+        told = read_json(note) or {}
+        if told.get("ready"):
+            return
+        if told.get("failed"):
+            msg = f"{running.name}:{version} cannot shadow: {told['failed']}"
+            raise ReleaseError(msg, f"See %deploy logs {running.name}.")
+        on_wait()
+        time.sleep(0.01)
+    msg = f"{running.name}:{version} did not answer as a shadow within {seconds:.0f} s"
+    raise ReleaseError(msg, f"See %deploy logs {running.name}.")
+
+
 def _must_have_loaded(name: str, worker: str, told: Mapping[str, Any], versions: Sequence[str]) -> None:
     failed = next((version for version in versions if version in told["failed"]), None)
     if failed is None and not told["applied"] and told["failed"]:

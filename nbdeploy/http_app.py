@@ -25,6 +25,7 @@ from nbdeploy.request_body import Unreadable
 from nbdeploy.route_table import RouteTable, all_routes
 from nbdeploy.routing import Traffic
 from nbdeploy.serve_options import MIB
+from nbdeploy.shadow_feed import ShadowFeed
 from nbdeploy.version_choice import Choice
 
 INLINE_BYTES = 16 << 10  # a larger body is parsed in a thread, so that it holds nobody up
@@ -49,6 +50,8 @@ class HttpApp:
         self._table: RouteTable | None = None
         self._routes: dict[Endpoint, list[Route]] = {}
         self.versions: LoadedVersions | None = None  # what follows the traffic file, where there is one
+        self.new_feed: Callable[[], ShadowFeed] | None = None  # makes what hands requests to the shadows
+        self._feed: ShadowFeed | None = None
         self._held = 0
         self._parsers = ThreadPoolExecutor(2, thread_name_prefix="parse")
 
@@ -69,6 +72,10 @@ class HttpApp:
         `endpoints` has what is loaded, the live version at least.
         """
         assert traffic.live is not None
+        if traffic.shadow and self._feed is None and self.new_feed is not None:
+            self._feed = self.new_feed()
+        if self._feed is not None:
+            self._feed.set_versions(traffic.shadow)
         self._show(endpoints, Choice.of(traffic, endpoints.keys(), endpoints[traffic.live].signature))
 
     def _show(self, endpoints: Mapping[str, Endpoint], choice: Choice) -> None:
@@ -94,6 +101,8 @@ class HttpApp:
                 endpoint.close()
             if self._access is not None:
                 self._access.close()
+            if self._feed is not None:
+                self._feed.close()
 
     def __repr__(self) -> str:
         versions = [f"{each.name}:{each.version}" for each in self._table.endpoints.values()] if self._table else []
@@ -163,6 +172,8 @@ class HttpApp:
                 call.let_go()
             await _send(send, reply, call.headers_back, head=call.method == "HEAD")
             status = reply.status
+            if self._feed is not None and call.answered is not None:
+                self._feed.offer(*call.answered)
         finally:
             seconds, reason = time.perf_counter() - begun, call.reason if status != 499 else "gone"
             arrived_at.left()
@@ -222,9 +233,9 @@ class HttpApp:
             question = await self._read(route, asked)
             call.rows = question.rows
             # Only the model waits for its turn: what cannot be answered is refused while it works.
-            if by_rows:
-                return await self._split(question, asked, call)
-            return await call.endpoint.answer(question)
+            reply = await (self._split(question, asked, call) if by_rows else call.endpoint.answer(question))
+            if not question.purpose:  # what a gate asks is no user's question
+                call.answered = (asked, question.request, question.rows)
         except (Refused, asyncio.CancelledError):
             raise
         except Unreadable as error:
@@ -240,6 +251,7 @@ class HttpApp:
                 what, reason = "the model failed", "model"
             call.endpoint.complain(what, error)
             raise Refused(500, f"{what}; see the log of the service", reason=reason) from error
+        return reply
 
     async def _read(self, route: Route, asked: Asked) -> Question:
         assert route.read is not None
@@ -343,7 +355,7 @@ class _Call:
     """What is known of one request while it is answered."""
 
     __slots__ = (
-        "endpoint", "headers", "headers_back", "held", "holding", "method", "path", "reason", "received", "request_id",
+        "answered", "endpoint", "headers", "headers_back", "held", "holding", "method", "path", "reason", "received", "request_id",
         "route", "routes", "rows", "table", "version",
     )  # fmt: skip
 
@@ -356,6 +368,7 @@ class _Call:
         self.reason = self.request_id = ""
         self.received = self.held = self.rows = 0
         self.holding: list[Endpoint] = []
+        self.answered: tuple[Asked, str, int] | None = None  # what shadows get, and under which id
         self.endpoint = table.live
         self.version = self.endpoint.version
 

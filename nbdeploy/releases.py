@@ -10,12 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from nbdeploy import deployment, model_store, rehearsal, routing
-from nbdeploy.errors import InputError, NbdeployError, NotFound, ReleaseError, did_you_mean
+from nbdeploy import deployment, gate_evidence, model_store, rehearsal, routing
+from nbdeploy.errors import GateError, InputError, NbdeployError, NotFound, ReleaseError, did_you_mean
 from nbdeploy.home import check_name, lock
 from nbdeploy.model_store import ModelVersion
 from nbdeploy.progress import Step, steps
@@ -107,7 +108,9 @@ def traffic(
         told = "; ".join(
             filter(None, [to, *(f"shadow {v}" for v in wanted.shadow), wanted.sticky and f"sticky by {wanted.sticky}"])
         )
-        return _switched(routing.change(name, edit, action="traffic", to=told, why=why), before, step)
+        after = routing.change(name, edit, action="traffic", to=told, why=why)
+        _await_shadows(after, before, step)
+        return _switched(after, before, step)
 
 
 def promote(
@@ -216,10 +219,16 @@ def must_be_promotable(name: str, version: str, force: str = "") -> list[str]:
     GateError
         There is none that holds for its digest and what the deployment asks of its gates now.
     """
-    model_store.get(name, version)
+    chosen = model_store.get(name, version)
     if force:
         return []
-    return []
+    found = gate_evidence.found(name, chosen.digest)
+    evidence, lacking = gate_evidence.standing(
+        chosen.digest, routing.traffic(name).gates, found, name=name, version=version
+    )
+    if lacking:
+        raise GateError(lacking)
+    return [str(path) for path in evidence]
 
 
 # -- what a change must hold to ---------------------------------------------------------------------------------
@@ -332,6 +341,23 @@ def _prepare(before: Traffic, versions: Sequence[str], step: Step, *, rehearsed:
                 msg, error.hint or f"Nothing was changed. See %deploy logs {name}.", error.details
             ) from error
         raise
+
+
+def _await_shadows(after: Traffic, before: Traffic, step: Step) -> None:
+    """Return when the new shadows answer; one that cannot is none."""
+    running = deployment.find(after.name)
+    if running is None:
+        return
+    for version in [version for version in after.shadow if version not in before.shadow]:
+        try:
+            step("load")
+            deployment.await_shadow(running, version, LOAD_SECONDS, step)
+        except BaseException as error:
+            routing.change(
+                after.name, partial(Traffic.unshadowed, version=version), action="traffic", to=f"no shadow {version}",
+                why=str(error)[:500],
+            )  # fmt: skip
+            raise
 
 
 def _switched(after: Traffic, before: Traffic, step: Step) -> Traffic:

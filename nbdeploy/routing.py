@@ -89,17 +89,19 @@ class Traffic:
         if version == self.live:
             return self.split(**{version: 100})
         before = (*self.before, self.live) if self.live else self.before
-        shadow = tuple(each for each in self.shadow if each != version)
-        return replace(self, live=version, before=before, shadow=shadow).split(**{version: 100})
+        return replace(self.unshadowed(version), live=version, before=before).split(**{version: 100})
 
     def back(self, exists: Callable[[str], bool] = lambda _version: True) -> Traffic | None:
         """The same with the version live before, of those that still exist; None where there is none."""
         left = [version for version in self.before if exists(version)]
         if not left:
             return None
-        shadow = tuple(each for each in self.shadow if each != left[-1])
-        gone = replace(self, live=left[-1], before=tuple(left[:-1]), shadow=shadow)
+        gone = replace(self.unshadowed(left[-1]), live=left[-1], before=tuple(left[:-1]))
         return gone.split(**{left[-1]: 100})
+
+    def unshadowed(self, version: str) -> Traffic:
+        """The same without `version` as a shadow."""
+        return replace(self, shadow=tuple(each for each in self.shadow if each != version))
 
     def to_dict(self) -> dict[str, Any]:
         """What a reader may want to know, as JSON."""

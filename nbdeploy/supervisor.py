@@ -113,7 +113,8 @@ class Supervisor:
             if ended is None:
                 return None
             code = ended
-            self._forget(place.name, place.process.pid)
+            if place in self.workers:  # what another says of itself, why it ended say, stands until the next one speaks
+                self._forget(place.name, place.process.pid)
             place.process = None
         place.pause = FIRST_PAUSE if now - place.started > MAX_PAUSE else min(place.pause * 2, MAX_PAUSE)
         place.due = now + place.pause
@@ -136,6 +137,8 @@ class Supervisor:
 
     def _start(self, place: Place) -> subprocess.Popen[bytes]:
         serves = place in self.workers
+        if not serves:
+            self._forget(place.name, 0)
         env = {
             **os.environ, "NBDEPLOY_SPEC": str(self._workers_spec), "PROMETHEUS_MULTIPROC_DIR": self.spec["metrics"],
             **({"NBDEPLOY_READY": str(self._note(place.name))} if serves else ONE_THREAD),

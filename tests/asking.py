@@ -122,6 +122,7 @@ def clients(url, count=16, *, ours=False):
     command = [sys.executable, str(Path(__file__)), *(["--ours"] if ours else []), url, str(count)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         told = []
+        process.stdout.readline()
         try:
             yield told
         finally:
@@ -130,6 +131,7 @@ def clients(url, count=16, *, ours=False):
 
 
 if __name__ == "__main__":
+    print("asking", flush=True)
     if sys.argv[1] == "--ours":
         print(json.dumps(run_ours(sys.argv[2], int(sys.argv[3]))))
     else:
