@@ -88,8 +88,11 @@ def collect(version: Subject) -> dict[str, Any]:
 
 
 def latest_gate(name: str, digest: str) -> dict[str, Any] | None:
-    """The newest verdict of a gate on the version with this digest, or None. Its checks are decided anew."""
-    found: dict[str, Any] | None = None
+    """The newest verdict on the version with this digest, or None; of several gates one that failed comes first.
+
+    Its checks are decided anew.
+    """
+    found: dict[str, dict[str, Any]] = {}  # the newest of each gate
     try:
         evidence = home.home() / "gates" / home.check_name(name) / digest[:16]
         results = list(evidence.glob("*.json"))
@@ -98,10 +101,11 @@ def latest_gate(name: str, digest: str) -> dict[str, Any] | None:
     for path in results:
         try:
             result = home.read_json(path)
-            if result["digest"] != digest or (found is not None and result["started"] <= found["started"]):
+            gate = str(result.get("gate", ""))
+            if result["digest"] != digest or (gate in found and result["started"] <= found[gate]["started"]):
                 continue
             checks = [Check.from_dict(check) for check in result["checks"]]
-            found = {
+            found[gate] = {
                 "passed": bool(result["passed"]) and bool(checks) and all(check.passed for check in checks),
                 "reason": str(result["reason"]),
                 "started": str(result["started"]),
@@ -111,9 +115,9 @@ def latest_gate(name: str, digest: str) -> dict[str, Any] | None:
                     {**check.to_dict(), "shown": check.shown, "wanted": check.wanted} for check in checks
                 ],
             }  # fmt: skip
-        except (NbdeployError, LookupError, TypeError, ValueError, OSError):
+        except (NbdeployError, LookupError, TypeError, ValueError, OSError, AttributeError):
             continue  # not a result of ours, or damaged: no evidence
-    return found
+    return max(found.values(), key=lambda one: (not one["passed"], one["started"]), default=None)
 
 
 # -- helpers ------------------------------------------------------------------------------------------------

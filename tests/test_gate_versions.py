@@ -24,6 +24,7 @@ from nbdeploy import deployment, gate, gate_evidence, gate_group, home, model_st
 from nbdeploy.errors import GateError, NotFound, SaveError
 from services import own_home
 from test_gate import NOTEBOOKS
+from test_gate_secrets import CANARIES, RAISES, TELLS, forms, texts_below
 
 X = pd.DataFrame({"x": np.linspace(0, 1, 200), "kind": [0.0, 1.0] * 100})
 LATE = (X["x"] > 0.5).rename("late")
@@ -92,6 +93,33 @@ def purposes():
 
 
 # Where a version answers its gate ---------------------------------------------------------------------------------------
+
+
+LOOKS = """
+import psutil
+for process in psutil.process_iter():
+    try:
+        about = [*process.cmdline(), *([] if process.pid == os.getpid() else process.environ().values())]
+    except psutil.Error:
+        continue
+    nbdeploy.check(f"{process.name()} {process.pid} is told no secret", not any(value in word for word in about for value in values))
+"""
+
+
+def test_five_secrets_of_a_gate_are_in_no_file_no_log_and_no_other_process(service, tmp_path):
+    notebook = write_gate(tmp_path / "asks.ipynb", PARAMETERS, ASKS, TELLS, LOOKS, RAISES)
+    result = nbdeploy.validate("flight-delay", "v2", notebook=notebook, env=CANARIES, progress=False)
+
+    assert "raised ConnectionError: no such user: *** at ***" in result.reason
+    assert all(one.passed for one in result.checks)
+    assert result.copy.read_bytes() == result.notebook.read_bytes()
+    seen = list(texts_below(home.home(), home.bentoml_home(), tmp_path))
+    assert {"service.log", result.notebook.name, result.copy.name} <= {path.name for path, _ in seen}
+    assert any("predictions" in path.parts for path, _ in seen)
+    for path, text in seen:
+        for value in CANARIES.values():
+            for form in forms(value):
+                assert form not in text, path
 
 
 def test_a_candidate_is_asked_aside_and_live_traffic_does_not_notice(service, tmp_path):
