@@ -76,7 +76,9 @@ def _categories(about: Subject, lines: Lines, live: Values, candidate: Values) -
     # What changed most says more than what is commonest.
     most, (before, after) = max(zip(common, shares, strict=True), key=lambda each: abs(each[1][1] - each[1][0]))
     told = _SIZES[found.size].format(about.live.version)
-    sentence = f"{about.candidate.version}'s answers are {told}, {percent(after)} {_shown(most)} instead of {percent(before)}"
+    sentence = (
+        f"{about.candidate.version}'s answers are {told}, {percent(after)} {_shown(most)} instead of {percent(before)}"
+    )
     named, before_each, after_each = [*map(_shown, common)], [pair[0] for pair in shares], [pair[1] for pair in shares]
     drawn = comparison_plot.bars(named, before_each, after_each, about.versions, "Share of the answers")
     return Apart(sentence, drawn, pd.DataFrame())
