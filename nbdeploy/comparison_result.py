@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -26,10 +27,10 @@ _LONGEST = 60
 _STYLE = """<style>
 .nbdeploy-comparison{font-size:13px;color:var(--jp-content-font-color1,inherit);overflow-x:auto}
 .nbdeploy-comparison p{margin:6px 0;max-width:56em}
-.nbdeploy-comparison table{border-collapse:collapse;margin:6px 0}
+.nbdeploy-comparison table{font-size:inherit;border-collapse:collapse;margin:6px 0}
 .nbdeploy-comparison th,.nbdeploy-comparison td{text-align:right!important;padding:4px 10px 4px 8px;white-space:nowrap;
 border-bottom:1px solid var(--jp-border-color2,rgba(128,128,128,.35));font-variant-numeric:tabular-nums}
-.nbdeploy-comparison th:first-child,.nbdeploy-comparison td:first-child,.nbdeploy-comparison .how{font-size:inherit;
+.nbdeploy-comparison th:first-child,.nbdeploy-comparison td:first-child,.nbdeploy-comparison .how{
 text-align:left!important}
 .nbdeploy-comparison .better{color:var(--jp-success-color1,#388e3c)}
 .nbdeploy-comparison .worse{color:var(--jp-error-color1,#d32f2f)}
@@ -124,12 +125,14 @@ class Comparison:
         ]  # fmt: skip
 
 
-def _table(head: Any, rows: Any) -> str:
-    heads = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    lines = "".join("<tr>" + "".join(
-        f'<td{" class=how" if head[-1] == COLUMNS[-1] and i == len(row) - 1 else ""}>{html.escape(cell)}</td>'
-        for i, cell in enumerate(row)) + "</tr>" for row in rows)  # fmt: skip
-    return f"<table><tr>{heads}</tr>{lines}</table>"
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    last = len(head) - 1 if head[-1] == COLUMNS[-1] else -1
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        told = (f"<{tag}{' class=how' * (i == last)}>{html.escape(cell)}</{tag}>" for i, cell in enumerate(cells))
+        return f"<tr>{''.join(told)}</tr>"
+
+    return f"<table>{line('th', head)}{''.join(line('td', row) for row in rows)}</table>"
 
 
 def _cell(value: Any) -> str:

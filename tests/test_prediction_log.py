@@ -1021,6 +1021,21 @@ def test_what_no_user_asked_is_kept_and_not_counted():
     assert [pd.read_parquet(path)["purpose"].tolist() for path in paths] == [["", "gate"], ["shadow"]]
 
 
+def test_one_version_is_read_alone_with_the_probabilities_that_were_asked_for():
+    with writer() as log:
+        for version, scores in (("v1", [[0.25, 0.75]]), ("v1", None), ("v2", [[0.5, 0.5]]), ("odd/..", None)):
+            assert log.write([dataclasses.replace(entry(version), probabilities=scores)])
+    for _ in range(2):
+        found = read(version="v1", proba=True)
+        assert found["version"].tolist() == ["v1", "v1"]
+        assert found["probabilities"].tolist() == [[0.25, 0.75], None]
+        assert "probabilities" not in read(version="v2").columns
+        assert len(read(version="v2")) == len(read(version="odd/..")) == 1
+        assert read(version="v3", proba=True).empty
+        assert len(read()) == 4
+        prediction_log.seal(NAME)
+
+
 def test_a_log_from_when_only_gates_were_told_apart_is_read():
     import pyarrow as pa
     import pyarrow.parquet
