@@ -80,6 +80,7 @@ FAMILIES = (
     Family("counter", "nbdeploy_log_rows", "Rows written to the log"),
     Family("counter", "nbdeploy_log_drops", "Rows that the log lost"),
     Family("gauge", "nbdeploy_log_failing", "Workers whose log cannot be written at the moment"),
+    Family("counter", "nbdeploy_shadow_requests", "Requests handed to a shadow, and those that it was too slow for", ("fate",)),
     Family("gauge", "nbdeploy_info", "What is served, and by which nbdeploy", ("name", "nbdeploy")),
     Family("gauge", "nbdeploy_workers", "Processes that answer"),
     Family("gauge", "nbdeploy_worker_start_time_seconds", "When the worker began, since the epoch", ("worker",)),
