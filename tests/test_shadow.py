@@ -6,12 +6,14 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +23,7 @@ import psutil
 import pytest
 
 import nbdeploy
+import services
 from nbdeploy import arrow_body, model_store, prediction_log, processes, worker_numbers
 from nbdeploy.exchange import Asked, new_request
 from nbdeploy.home import folder
@@ -34,14 +37,16 @@ X = pd.DataFrame({"a": [1.0, 2.0, 3.0]})
 JSON = "application/json"
 
 
+def mood_path():
+    return Path(os.environ["NBDEPLOY_HOME"]) / "mood"
+
+
 class Moody:
     """Doubles, as long as no file says otherwise."""
 
-    def __init__(self, mood):
-        self.mood = str(mood)
-
     def predict(self, X):
-        mood = Path(self.mood).read_text() if os.path.exists(self.mood) else ""
+        place = mood_path()
+        mood = place.read_text() if place.exists() else ""
         if mood == "crash":
             os._exit(7)
         if mood == "hang":
@@ -57,15 +62,28 @@ class Moody:
         return [value * 2 for value in X["a"]]
 
 
+PATHS = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
+
+
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", PATHS)
+
+
+@pytest.fixture(scope="module")
+def saved():
+    """A home in which a version is saved."""
+    with services.own_home() as made, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", PATHS)
+        nbdeploy.save(Moody(), NAME, X)
+        yield made.parent
 
 
 @pytest.fixture
-def mood(tmp_path):
-    """What the shadow is told to do."""
-    return tmp_path / "mood"
+def mood(saved, home):
+    """A version is saved; what is written into this file, it does."""
+    shutil.copytree(saved, home.parent, dirs_exist_ok=True)
+    return mood_path()
 
 
 @contextmanager
@@ -152,15 +170,16 @@ def numbers(name=NAME):
 
 def statuses(name=NAME):
     """How many requests the shadow counted, by status."""
-    found = numbers(name).get("nbdeploy_requests", {})
-    return {int(key[2]): count[0] for key, count in found.items()}
+    found = Counter()
+    for key, count in numbers(name).get("nbdeploy_requests", {}).items():
+        found[int(key[2])] += count[0]
+    return found
 
 
 # -- what it does -------------------------------------------------------------------------------------------
 
 
 def test_a_shadows_rows_have_the_ids_of_the_live_answers_and_are_no_predictions(mood):
-    nbdeploy.save(Moody(mood), NAME, X)
     with shadowing():
         ids = offered(*(asked(b'{"a": %d}' % value) for value in range(50)))
         until(lambda: len(logged()) == 50)
@@ -172,14 +191,13 @@ def test_a_shadows_rows_have_the_ids_of_the_live_answers_and_are_no_predictions(
 
 
 def test_every_protocol_reaches_it_also_where_the_path_names_another_version(mood):
-    frame = pd.DataFrame({"a": [7.0]})
+    signature = model_store.get(NAME).signature
     tensor = {"name": "a", "datatype": "FP64", "shape": [1], "data": [7.0]}
     binary = {"name": "a", "datatype": "FP64", "shape": [1], "parameters": {"binary_data_size": 8}}
     head = json.dumps({"inputs": [binary]}).encode()
-    nbdeploy.save(Moody(mood), NAME, X)
     requests = [
         asked(b'[{"a": 7}]', "/predict/"),
-        asked(arrow_body.write(frame) if hasattr(arrow_body, "write") else _stream(frame), media=arrow_body.MEDIA),
+        asked(arrow_body.write_rows(pd.DataFrame({"a": [7.0]}), signature), media=arrow_body.MEDIA),
         asked(b"a\n7\n", "/invocations", "text/csv; charset=utf-8"),
         asked(b'{"inputs": {"a": [7]}}', "/invocations"),
         asked(json.dumps({"inputs": [tensor]}).encode(), f"/v2/models/{NAME}/infer"),
@@ -198,17 +216,7 @@ def test_every_protocol_reaches_it_also_where_the_path_names_another_version(moo
     assert set(logged()["prediction"]) == {14.0}
 
 
-def _stream(frame):
-    import pyarrow as pa
-
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, (table := pa.Table.from_pandas(frame)).schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()
-
-
 def test_what_it_cannot_answer_is_counted_by_its_version_and_no_worker_more(mood):
-    nbdeploy.save(Moody(mood), NAME, X)
     with shadowing():
         offered(asked(), asked(b'{"b": 5}'), asked(b"{"), asked(path="/labels"), asked(path="/explain"))
         until(lambda: sum(statuses().values()) == 5)
@@ -226,10 +234,10 @@ def test_no_shadow_learns_who_asked_or_with_which_token():
     assert b"me" not in b"".join(parts)
 
 
-def test_a_home_may_be_deeper_than_the_address_of_a_socket(mood, monkeypatch, tmp_path):
+def test_a_home_may_be_deeper_than_the_address_of_a_socket(mood, home, monkeypatch, tmp_path):
     deep = tmp_path.joinpath(*["a-folder-with-a-long-name"] * 6)
+    shutil.copytree(home, deep)
     monkeypatch.setenv("NBDEPLOY_HOME", str(deep))
-    nbdeploy.save(Moody(mood), NAME, X)
     assert len(str(socket_path(folder("run", NAME), "v1"))) > 150
     with shadowing():
         offered(asked())
@@ -237,7 +245,6 @@ def test_a_home_may_be_deeper_than_the_address_of_a_socket(mood, monkeypatch, tm
 
 
 def test_nobody_else_can_reach_it(mood):
-    nbdeploy.save(Moody(mood), NAME, X)
     with shadowing():
         place = socket_path(folder("run", NAME), "v1")
         assert place.stat().st_mode & 0o777 == 0o600
@@ -245,12 +252,11 @@ def test_nobody_else_can_reach_it(mood):
 
 
 def test_it_says_when_it_answers_and_why_it_does_not(mood):
-    saved = nbdeploy.save(Moody(mood), NAME, X)
     with shadowing() as process:
         told = json.loads(note_path(NAME, "v1").read_text())
         assert told == {"generation": 0, "ready": True, "pid": process.pid, "failed": ""}
         assert psutil.Process(process.pid).nice() >= 10
-    (saved.path / "service.py").write_text("import os")
+    (model_store.get(NAME).path / "service.py").write_text("import os")
     with shadowing() as process:
         assert process.wait(30) == 1
         told = json.loads(note_path(NAME, "v1").read_text())
@@ -263,7 +269,6 @@ def test_it_says_when_it_answers_and_why_it_does_not(mood):
 
 @pytest.mark.parametrize("fault", ["hang", "hang in C", "stopped"])
 def test_one_that_hangs_loses_requests_which_are_counted_and_nobody_waits(mood, fault):
-    nbdeploy.save(Moody(mood), NAME, X)
     body = b'{"a": 5%s}' % (b" " * 8_000)
     with shadowing() as process:
         if fault == "stopped":
@@ -313,7 +318,6 @@ def _deaf():
 
 
 def test_one_that_crashes_is_found_again_when_another_takes_its_place(mood):
-    nbdeploy.save(Moody(mood), NAME, X)
 
     async def work(feed):
         with shadowing() as process:
@@ -335,7 +339,6 @@ def test_one_that_crashes_is_found_again_when_another_takes_its_place(mood):
 
 
 def test_one_that_is_slow_takes_no_more_than_it_can_hold(mood):
-    nbdeploy.save(Moody(mood), NAME, X)
     body = json.dumps([{"a": 5}] * 1_000).encode()
     with shadowing() as process:
         before = psutil.Process(process.pid).memory_info().rss
@@ -353,7 +356,6 @@ def test_one_that_is_slow_takes_no_more_than_it_can_hold(mood):
 
 
 def test_what_is_no_frame_ends_its_connection_and_not_the_process(mood):
-    nbdeploy.save(Moody(mood), NAME, X)
     good = b"".join(Frame(asked(), new_request(), 1).parts)
     facts = json.dumps(["POST", "/predict", {}, {}, "../../etc/passwd", 1]).encode()
     wrong = [
@@ -381,7 +383,6 @@ def test_what_is_no_frame_ends_its_connection_and_not_the_process(mood):
 
 @pytest.mark.parametrize("fault", ["", "hang", "hang in C"])
 def test_it_ends_at_once_when_it_is_told_to(mood, fault):
-    nbdeploy.save(Moody(mood), NAME, X)
     with shadowing() as process:
         mood.write_text(fault)
         offered(asked())
@@ -392,7 +393,6 @@ def test_it_ends_at_once_when_it_is_told_to(mood, fault):
 
 @pytest.mark.parametrize("fault", ["", "hang in C"])
 def test_it_ends_with_its_parent(mood, fault):
-    nbdeploy.save(Moody(mood), NAME, X)
     program = f"""
 import os, sys, time
 sys.path.insert(0, {os.path.dirname(__file__)!r})
