@@ -220,7 +220,7 @@ class Client:
 
     def __init__(self, port: int, path: str, media: str = JSON) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        self._path, self._media = path, media
+        self._path, self._headers = path, {"Content-Type": media}
 
     def __enter__(self) -> Self:
         return self
@@ -228,7 +228,7 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
-    def ask(self, body: bytes) -> tuple[float, bytes]:
+    def ask(self, body: bytes, **headers: str) -> tuple[float, bytes]:
         """Seconds from the first byte sent to the last one received, and the answer.
 
         Raises
@@ -237,7 +237,7 @@ class Client:
             It is not a 200.
         """
         begun = time.perf_counter()
-        self._connection.request("POST", self._path, body, {"Content-Type": self._media})
+        self._connection.request("POST", self._path, body, self._headers | headers)
         response = self._connection.getresponse()
         answer = response.read()
         taken = time.perf_counter() - begun

@@ -185,6 +185,7 @@ def main() -> None:
             traceback.print_exc()
         tell(said or "it ended")
         sys.exit(1)
+    _run_when_idle()
     with closing(listener):
         tell("")
         logger.info("%s:%s answers as a shadow, process %d", spec["name"], version, os.getpid())
@@ -218,6 +219,13 @@ def _step_back(parent: int) -> None:
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _run_when_idle() -> None:
+    """From now on a worker that wakes up has this process's core at once. To load, it must not wait for an idle one."""
+    if hasattr(os, "SCHED_IDLE"):
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _end_with(parent: int) -> None:
