@@ -379,6 +379,35 @@ def await_applied(
         time.sleep(0.01)
 
 
+def await_shadow(
+    running: Deployment, version: str, since: float, seconds: float, on_wait: Callable[[], None] = lambda: None
+) -> None:
+    """Wait until a shadow answers, which is wanted since the time `since`.
+
+    Raises
+    ------
+    ReleaseError
+        It cannot, or it has not within `seconds`.
+    """
+    note, deadline = home() / "run" / running.name / APPLIED / f"shadow-{version}.json", time.monotonic() + seconds
+    while True:
+        told, reason = read_json(note) or {}, ""
+        if told.get("ready"):
+            return
+        with suppress(FileNotFoundError):
+            if told and note.stat().st_mtime > since:  # else it is of an earlier one
+                reason = told["failed"]
+        if not reason and not running.alive:
+            reason = "the service has ended"
+        if not reason and time.monotonic() > deadline:
+            reason = f"it does not answer after {seconds:.0f} s"
+        if reason:
+            msg = f"{running.name}:{version} cannot be a shadow: {reason}"
+            raise ReleaseError(msg, f"See %deploy logs {running.name}.")
+        on_wait()
+        time.sleep(0.05)
+
+
 def _must_have_loaded(name: str, worker: str, told: Mapping[str, Any], versions: Sequence[str]) -> None:
     failed = next((version for version in versions if version in told["failed"]), None)
     if failed is None and not told["applied"] and told["failed"]:

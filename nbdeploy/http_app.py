@@ -25,8 +25,10 @@ from nbdeploy.request_body import Unreadable
 from nbdeploy.route_table import RouteTable, all_routes
 from nbdeploy.routing import Traffic
 from nbdeploy.serve_options import MIB
+from nbdeploy.shadow_feed import ShadowFeed
 from nbdeploy.version_choice import Choice
 
+OK = 200
 INLINE_BYTES = 16 << 10  # a larger body is parsed in a thread, so that it holds nobody up
 READ_SECONDS = 30.0  # for a body to arrive
 BODIES_IN_FLIGHT = 4  # times `max_body`: what all bodies that are being read may hold together
@@ -49,6 +51,7 @@ class HttpApp:
         self._table: RouteTable | None = None
         self._routes: dict[Endpoint, list[Route]] = {}
         self.versions: LoadedVersions | None = None  # what follows the traffic file, where there is one
+        self.shadows: ShadowFeed | None = None  # who is asked what users asked, after they were answered
         self._held = 0
         self._parsers = ThreadPoolExecutor(2, thread_name_prefix="parse")
 
@@ -70,6 +73,8 @@ class HttpApp:
         """
         assert traffic.live is not None
         self._show(endpoints, Choice.of(traffic, endpoints.keys(), endpoints[traffic.live].signature))
+        if self.shadows is not None:
+            self.shadows.set_versions(traffic.shadow)
 
     def _show(self, endpoints: Mapping[str, Endpoint], choice: Choice) -> None:
         for endpoint in endpoints.values():
@@ -88,6 +93,8 @@ class HttpApp:
     def close(self) -> None:
         """Answer 503 from now on, and finish the log."""
         table, self._table = self._table, None
+        if self.shadows is not None:
+            self.shadows.close()
         if table is not None:
             loaded = self.versions.endpoints if self.versions is not None else []
             for endpoint in {*table.endpoints.values(), *loaded}:
@@ -163,6 +170,8 @@ class HttpApp:
                 call.let_go()
             await _send(send, reply, call.headers_back, head=call.method == "HEAD")
             status = reply.status
+            if call.shadowed is not None and self.shadows is not None and status == OK:
+                self.shadows.offer(*call.shadowed)
         finally:
             seconds, reason = time.perf_counter() - begun, call.reason if status != 499 else "gone"
             arrived_at.left()
@@ -221,6 +230,8 @@ class HttpApp:
                 return await self._shown(route, asked)
             question = await self._read(route, asked)
             call.rows = question.rows
+            if not question.purpose:  # a user's
+                call.shadowed = (asked, question.request, question.rows)
             # Only the model waits for its turn: what cannot be answered is refused while it works.
             if by_rows:
                 return await self._split(question, asked, call)
@@ -344,7 +355,7 @@ class _Call:
 
     __slots__ = (
         "endpoint", "headers", "headers_back", "held", "holding", "method", "path", "reason", "received", "request_id",
-        "route", "routes", "rows", "table", "version",
+        "route", "routes", "rows", "shadowed", "table", "version",
     )  # fmt: skip
 
     def __init__(
@@ -356,6 +367,7 @@ class _Call:
         self.reason = self.request_id = ""
         self.received = self.held = self.rows = 0
         self.holding: list[Endpoint] = []
+        self.shadowed: tuple[Asked, str, int] | None = None  # what shadows are asked when it is answered
         self.endpoint = table.live
         self.version = self.endpoint.version
 

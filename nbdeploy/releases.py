@@ -7,6 +7,7 @@ by the new traffic. So what cannot be loaded changes nothing. Both steps end whe
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -71,7 +72,8 @@ def traffic(
     NotFound
         A version or the deployment is unknown.
     ReleaseError
-        A version cannot be loaded, or its signature does not fit. Nothing is changed then.
+        A version cannot be loaded, or its signature does not fit. Nothing is changed then; where it is a shadow, all but
+        this is.
     ServiceError
         A worker has not acknowledged in time; the change is written, and it says which.
     """
@@ -107,7 +109,10 @@ def traffic(
         told = "; ".join(
             filter(None, [to, *(f"shadow {v}" for v in wanted.shadow), wanted.sticky and f"sticky by {wanted.sticky}"])
         )
-        return _switched(routing.change(name, edit, action="traffic", to=told, why=why), before, step)
+        now = time.time()
+        after = _switched(routing.change(name, edit, action="traffic", to=told, why=why), before, step)
+        _await_shadows(after, [version for version in after.shadow if version not in before.shadow], now, step)
+        return after
 
 
 def promote(
@@ -342,3 +347,20 @@ def _switched(after: Traffic, before: Traffic, step: Step) -> Traffic:
     now = deployment.await_applied(running, after.generation, SWITCH_SECONDS, step)
     memory = tuple((then.get(worker, 0), ack["memory"]) for worker, ack in sorted(now.items()))
     return replace(after, memory=memory)
+
+
+def _await_shadows(after: Traffic, versions: Sequence[str], since: float, step: Step) -> None:
+    """Wait until new shadows answer. One that cannot is none: nobody would look for its rows."""
+    running = deployment.find(after.name)
+    if running is None:
+        return
+    for version in versions:
+        try:
+            deployment.await_shadow(running, version, since, LOAD_SECONDS, step)
+        except ReleaseError as error:
+
+            def edit(old: Traffic, failed: str = version) -> Traffic:
+                return replace(old, shadow=tuple(each for each in old.shadow if each != failed))
+
+            routing.change(after.name, edit, action="traffic", to=f"no shadow {version}", why=error.message)
+            raise

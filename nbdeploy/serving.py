@@ -26,6 +26,7 @@ from nbdeploy.http_app import HttpApp
 from nbdeploy.loaded_versions import LoadedVersions
 from nbdeploy.routing import Traffic
 from nbdeploy.serve_options import MIDDLEWARE, READY, SPEC, ServeOptions
+from nbdeploy.shadow_feed import ShadowFeed
 
 logger = logging.getLogger("bentoml.nbdeploy")
 
@@ -101,6 +102,8 @@ class Predictor:
                 self.app.prepare(loaded)
                 return loaded
 
+            metrics = Path(spec["metrics"]) if "metrics" in spec else None
+            self.app.shadows = ShadowFeed(Path(spec["folder"]), metrics=metrics, worker=worker)
             self.app.versions = LoadedVersions(
                 endpoint, Path(spec["traffic"]), since=spec["since"], load=bring, route=self.app.route,
                 note=Path(spec["applied"]) / f"{worker}.json" if worker else None,

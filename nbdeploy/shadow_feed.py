@@ -20,7 +20,7 @@ MAX_WAITING = 1_000  # requests, the same
 TOGETHER = 32  # requests of one system call
 # Seconds that a request waits for others: fewer system calls here, larger model calls there.
 GATHER = 0.005
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # seconds between two tries to reach a shadow
+PAUSE = 0.1  # seconds between two tries to reach a shadow
 
 logger = logging.getLogger("bentoml.nbdeploy")
 
@@ -119,7 +119,6 @@ class _Pipe:
         self._held = self._gone = 0  # bytes that wait, and bytes of the first one that went already
         self._due: asyncio.TimerHandle | None = None  # of the next try to connect, or to send
         self._is_full = False  # the loop tells when there is room again
-        self._pause = FIRST_PAUSE
 
     def begin(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -158,10 +157,9 @@ class _Pipe:
         try:
             self._socket = connect(self._path)
         except OSError:
-            self._due = self._loop.call_later(self._pause, self._connect)
-            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+            self._due = self._loop.call_later(PAUSE, self._connect)
             return
-        self._due, self._pause = None, FIRST_PAUSE
+        self._due = None
         self._loop.add_reader(self._socket, self._hear)
 
     def _hear(self) -> None:
@@ -176,7 +174,7 @@ class _Pipe:
     def _lose(self) -> None:
         assert self._loop is not None
         self.close()
-        self._due = self._loop.call_later(self._pause, self._connect)
+        self._due = self._loop.call_later(PAUSE, self._connect)
 
     def _send(self) -> None:
         """Send what the kernel takes at once: never more than a socket's buffer holds, so it takes no time."""

@@ -31,8 +31,8 @@ from nbdeploy.endpoint import Endpoint
 from nbdeploy.errors import InputError, NbdeployError
 from nbdeploy.exchange import Asked, Refused, Route
 from nbdeploy.home import folder, read_json, write_json
-from nbdeploy.route_table import all_routes
 from nbdeploy.request_body import Unreadable
+from nbdeploy.route_table import all_routes
 from nbdeploy.serve_options import SPEC, ServeOptions
 from nbdeploy.shadow_frames import Frame, Torn, is_own, listen, read_frame, socket_path
 
