@@ -32,7 +32,7 @@ from nbdeploy.exchange import Asked, new_request
 from nbdeploy.home import folder
 from nbdeploy.serve_options import ServeOptions
 from nbdeploy.shadow_feed import MAX_WAITING, ShadowFeed
-from nbdeploy.shadow_frames import MARK, MAX_FACTS, Frame, socket_path
+from nbdeploy.shadow_frames import MARK, MAX_FACTS, Frame, is_own, socket_path
 from nbdeploy.shadow_worker import note_path
 
 NAME = "moody"
@@ -267,6 +267,14 @@ def test_nobody_else_can_reach_it(mood):
         place = socket_path(folder("run", NAME), "v1")
         assert place.stat().st_mode & 0o777 == 0o600
         assert place.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_process_of_another_user_is_not_heard(monkeypatch):
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with ours, theirs:
+        assert is_own(ours)
+        monkeypatch.setattr(os, "getuid", lambda: 4321)
+        assert is_own(ours) is not hasattr(socket, "SO_PEERCRED")
 
 
 def test_it_says_when_it_answers_and_why_it_does_not(mood):
