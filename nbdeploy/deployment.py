@@ -379,26 +379,33 @@ def await_applied(
         time.sleep(0.01)
 
 
-def await_shadow(running: Deployment, version: str, seconds: float, on_wait: Callable[[], None] = lambda: None) -> None:
-    """Wait until a shadow answers.
+def await_shadow(
+    running: Deployment, version: str, since: float, seconds: float, on_wait: Callable[[], None] = lambda: None
+) -> None:
+    """Wait until a shadow answers, which is wanted since the time `since`.
 
     Raises
     ------
     ReleaseError
-        It cannot, or not in time.
+        It cannot, or it has not within `seconds`.
     """
     note, deadline = home() / "run" / running.name / APPLIED / f"shadow-{version}.json", time.monotonic() + seconds
-    while time.monotonic() < deadline and running.alive:
-        told = read_json(note) or {}
+    while True:
+        told, reason = read_json(note) or {}, ""
         if told.get("ready"):
             return
-        if told.get("failed"):
-            msg = f"{running.name}:{version} cannot shadow: {told['failed']}"
+        with suppress(FileNotFoundError):
+            if told and note.stat().st_mtime > since:  # else it is of an earlier one
+                reason = told["failed"]
+        if not reason and not running.alive:
+            reason = "the service has ended"
+        if not reason and time.monotonic() > deadline:
+            reason = f"it does not answer after {seconds:.0f} s"
+        if reason:
+            msg = f"{running.name}:{version} cannot be a shadow: {reason}"
             raise ReleaseError(msg, f"See %deploy logs {running.name}.")
         on_wait()
-        time.sleep(0.01)
-    msg = f"{running.name}:{version} did not answer as a shadow within {seconds:.0f} s"
-    raise ReleaseError(msg, f"See %deploy logs {running.name}.")
+        time.sleep(0.05)
 
 
 def _must_have_loaded(name: str, worker: str, told: Mapping[str, Any], versions: Sequence[str]) -> None:

@@ -28,6 +28,7 @@ from nbdeploy.serve_options import MIB
 from nbdeploy.shadow_feed import ShadowFeed
 from nbdeploy.version_choice import Choice
 
+OK = 200
 INLINE_BYTES = 16 << 10  # a larger body is parsed in a thread, so that it holds nobody up
 READ_SECONDS = 30.0  # for a body to arrive
 BODIES_IN_FLIGHT = 4  # times `max_body`: what all bodies that are being read may hold together
@@ -50,8 +51,7 @@ class HttpApp:
         self._table: RouteTable | None = None
         self._routes: dict[Endpoint, list[Route]] = {}
         self.versions: LoadedVersions | None = None  # what follows the traffic file, where there is one
-        self.new_feed: Callable[[], ShadowFeed] | None = None  # makes what hands requests to the shadows
-        self._feed: ShadowFeed | None = None
+        self.shadows: ShadowFeed | None = None  # who is asked what users asked, after they were answered
         self._held = 0
         self._parsers = ThreadPoolExecutor(2, thread_name_prefix="parse")
 
@@ -72,11 +72,9 @@ class HttpApp:
         `endpoints` has what is loaded, the live version at least.
         """
         assert traffic.live is not None
-        if traffic.shadow and self._feed is None and self.new_feed is not None:
-            self._feed = self.new_feed()
-        if self._feed is not None:
-            self._feed.set_versions(traffic.shadow)
         self._show(endpoints, Choice.of(traffic, endpoints.keys(), endpoints[traffic.live].signature))
+        if self.shadows is not None:
+            self.shadows.set_versions(traffic.shadow)
 
     def _show(self, endpoints: Mapping[str, Endpoint], choice: Choice) -> None:
         for endpoint in endpoints.values():
@@ -95,14 +93,14 @@ class HttpApp:
     def close(self) -> None:
         """Answer 503 from now on, and finish the log."""
         table, self._table = self._table, None
+        if self.shadows is not None:
+            self.shadows.close()
         if table is not None:
             loaded = self.versions.endpoints if self.versions is not None else []
             for endpoint in {*table.endpoints.values(), *loaded}:
                 endpoint.close()
             if self._access is not None:
                 self._access.close()
-            if self._feed is not None:
-                self._feed.close()
 
     def __repr__(self) -> str:
         versions = [f"{each.name}:{each.version}" for each in self._table.endpoints.values()] if self._table else []
@@ -172,8 +170,8 @@ class HttpApp:
                 call.let_go()
             await _send(send, reply, call.headers_back, head=call.method == "HEAD")
             status = reply.status
-            if self._feed is not None and call.answered is not None:
-                self._feed.offer(*call.answered)
+            if call.shadowed is not None and self.shadows is not None and status == OK:
+                self.shadows.offer(*call.shadowed)
         finally:
             seconds, reason = time.perf_counter() - begun, call.reason if status != 499 else "gone"
             arrived_at.left()
@@ -232,10 +230,10 @@ class HttpApp:
                 return await self._shown(route, asked)
             question = await self._read(route, asked)
             call.rows = question.rows
+            if not question.purpose:  # a user's
+                call.shadowed = (asked, question.request, question.rows)
             # Only the model waits for its turn: what cannot be answered is refused while it works.
             reply = await (self._split(question, asked, call) if by_rows else call.endpoint.answer(question))
-            if not question.purpose:  # what a gate asks is no user's question
-                call.answered = (asked, question.request, question.rows)
         except (Refused, asyncio.CancelledError):
             raise
         except Unreadable as error:
@@ -355,8 +353,8 @@ class _Call:
     """What is known of one request while it is answered."""
 
     __slots__ = (
-        "answered", "endpoint", "headers", "headers_back", "held", "holding", "method", "path", "reason", "received", "request_id",
-        "route", "routes", "rows", "table", "version",
+        "endpoint", "headers", "headers_back", "held", "holding", "method", "path", "reason", "received", "request_id",
+        "route", "routes", "rows", "shadowed", "table", "version",
     )  # fmt: skip
 
     def __init__(
@@ -368,7 +366,7 @@ class _Call:
         self.reason = self.request_id = ""
         self.received = self.held = self.rows = 0
         self.holding: list[Endpoint] = []
-        self.answered: tuple[Asked, str, int] | None = None  # what shadows get, and under which id
+        self.shadowed: tuple[Asked, str, int] | None = None  # what shadows are asked when it is answered
         self.endpoint = table.live
         self.version = self.endpoint.version
 

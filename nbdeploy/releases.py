@@ -7,6 +7,7 @@ by the new traffic. So what cannot be loaded changes nothing. Both steps end whe
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -72,7 +73,8 @@ def traffic(
     NotFound
         A version or the deployment is unknown.
     ReleaseError
-        A version cannot be loaded, or its signature does not fit. Nothing is changed then.
+        A version cannot be loaded, or its signature does not fit. Nothing is changed then; where it is a shadow, all but
+        this is.
     ServiceError
         A worker has not acknowledged in time; the change is written, and it says which.
     """
@@ -108,9 +110,10 @@ def traffic(
         told = "; ".join(
             filter(None, [to, *(f"shadow {v}" for v in wanted.shadow), wanted.sticky and f"sticky by {wanted.sticky}"])
         )
-        after = routing.change(name, edit, action="traffic", to=told, why=why)
-        _await_shadows(after, before, step)
-        return _switched(after, before, step)
+        now = time.time()
+        after = _switched(routing.change(name, edit, action="traffic", to=told, why=why), before, step)
+        _await_shadows(after, [version for version in after.shadow if version not in before.shadow], now, step)
+        return after
 
 
 def promote(
@@ -343,23 +346,6 @@ def _prepare(before: Traffic, versions: Sequence[str], step: Step, *, rehearsed:
         raise
 
 
-def _await_shadows(after: Traffic, before: Traffic, step: Step) -> None:
-    """Return when the new shadows answer; one that cannot is none."""
-    running = deployment.find(after.name)
-    if running is None:
-        return
-    for version in [version for version in after.shadow if version not in before.shadow]:
-        try:
-            step("load")
-            deployment.await_shadow(running, version, LOAD_SECONDS, step)
-        except BaseException as error:
-            routing.change(
-                after.name, partial(Traffic.unshadowed, version=version), action="traffic", to=f"no shadow {version}",
-                why=str(error)[:500],
-            )  # fmt: skip
-            raise
-
-
 def _switched(after: Traffic, before: Traffic, step: Step) -> Traffic:
     running = deployment.find(after.name)
     if running is None or after.generation == before.generation:
@@ -368,3 +354,18 @@ def _switched(after: Traffic, before: Traffic, step: Step) -> Traffic:
     now = deployment.await_applied(running, after.generation, SWITCH_SECONDS, step)
     memory = tuple((then.get(worker, 0), ack["memory"]) for worker, ack in sorted(now.items()))
     return replace(after, memory=memory)
+
+
+def _await_shadows(after: Traffic, versions: Sequence[str], since: float, step: Step) -> None:
+    """Wait until new shadows answer. One that cannot is none: nobody would look for its rows."""
+    running = deployment.find(after.name)
+    if running is None:
+        return
+    for version in versions:
+        try:
+            deployment.await_shadow(running, version, since, LOAD_SECONDS, step)
+        except BaseException as error:
+            why = error.message if isinstance(error, NbdeployError) else type(error).__name__
+            edit = partial(Traffic.unshadowed, version=version)
+            routing.change(after.name, edit, action="traffic", to=f"no shadow {version}", why=why)
+            raise

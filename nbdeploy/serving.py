@@ -102,7 +102,8 @@ class Predictor:
                 self.app.prepare(loaded)
                 return loaded
 
-            self.app.new_feed = lambda: ShadowFeed(Path(spec["folder"]), metrics=Path(spec["metrics"]), worker=worker)
+            metrics = Path(spec["metrics"]) if "metrics" in spec else None
+            self.app.shadows = ShadowFeed(Path(spec["folder"]), metrics=metrics, worker=worker)
             self.app.versions = LoadedVersions(
                 endpoint, Path(spec["traffic"]), since=spec["since"], load=bring, route=self.app.route,
                 note=Path(spec["applied"]) / f"{worker}.json" if worker else None,

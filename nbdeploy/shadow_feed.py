@@ -20,7 +20,7 @@ MAX_WAITING = 1_000  # requests, the same
 TOGETHER = 32  # requests of one system call
 # Seconds that a request waits for others: fewer system calls here, larger model calls there.
 GATHER = 0.005
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # seconds between two tries to reach a shadow
+PAUSE = 0.1  # seconds between two tries to reach a shadow
 
 logger = logging.getLogger("bentoml.nbdeploy")
 
@@ -53,13 +53,16 @@ class ShadowFeed:
         self._pipes: dict[str, _Pipe] = {}
         self.sent: dict[str, int] = {}
         self.dropped: dict[str, int] = {}
-        self._share = Share(metrics, worker, self._numbers) if metrics is not None else None
+        self._metrics, self._worker = metrics, worker
+        self._share: Share | None = None
 
     def set_versions(self, versions: Sequence[str]) -> None:
         """Feed these shadows from now on, and no others."""
         for version in [*self._pipes]:
             if version not in versions:
                 self._pipes.pop(version).close()
+        if versions and self._share is None and self._metrics is not None:  # most deployments never have a shadow
+            self._share = Share(self._metrics, self._worker, self._numbers)
         for version in versions:
             if version not in self._pipes:
                 for counts in (self.sent, self.dropped):
@@ -119,7 +122,6 @@ class _Pipe:
         self._held = self._gone = 0  # bytes that wait, and bytes of the first one that went already
         self._due: asyncio.TimerHandle | None = None  # of the next try to connect, or to send
         self._is_full = False  # the loop tells when there is room again
-        self._pause = FIRST_PAUSE
 
     def begin(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -158,10 +160,9 @@ class _Pipe:
         try:
             self._socket = connect(self._path)
         except OSError:
-            self._due = self._loop.call_later(self._pause, self._connect)
-            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+            self._due = self._loop.call_later(PAUSE, self._connect)
             return
-        self._due, self._pause = None, FIRST_PAUSE
+        self._due = None
         self._loop.add_reader(self._socket, self._hear)
 
     def _hear(self) -> None:
@@ -176,7 +177,7 @@ class _Pipe:
     def _lose(self) -> None:
         assert self._loop is not None
         self.close()
-        self._due = self._loop.call_later(self._pause, self._connect)
+        self._due = self._loop.call_later(PAUSE, self._connect)
 
     def _send(self) -> None:
         """Send what the kernel takes at once: never more than a socket's buffer holds, so it takes no time."""

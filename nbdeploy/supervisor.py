@@ -113,8 +113,10 @@ class Supervisor:
             if ended is None:
                 return None
             code = ended
-            if place in self.workers:  # what another says of itself, why it ended say, stands until the next one speaks
+            if place in self.workers:
                 self._forget(place.name, place.process.pid)
+            else:
+                self._explain(place.name, code)
             place.process = None
         place.pause = FIRST_PAUSE if now - place.started > MAX_PAUSE else min(place.pause * 2, MAX_PAUSE)
         place.due = now + place.pause
@@ -192,9 +194,22 @@ class Supervisor:
     def _forget(self, name: str, pid: int) -> None:
         self._note(name).unlink(missing_ok=True)
         (Path(self.spec["applied"]) / f"{name}.json").unlink(missing_ok=True)
+        (Path(self.spec["folder"]) / f"{name}.sock").unlink(missing_ok=True)
         # What a dead worker had waiting or in flight is no more; what it counted stays.
         for gauge in Path(self.spec["metrics"]).glob(f"gauge_live*_{pid}.db"):
             gauge.unlink(missing_ok=True)
+
+    def _explain(self, name: str, code: int) -> None:
+        """Leave, for who waits for a process beside the workers, why it is not there: what it said, or how it ended."""
+        note = Path(self.spec["applied"]) / f"{name}.json"
+        with suppress(OSError, ValueError):
+            told = json.loads(note.read_text()) if note.exists() else {}
+            if not told.get("failed"):
+                new = note.with_name(f".{note.name}.new")
+                new.write_text(
+                    json.dumps({"generation": 0, "ready": False, "pid": 0, "failed": f"it ended with code {code}"})
+                )
+                os.replace(new, note)
 
     def _hear_starter(self) -> None:
         said = b""

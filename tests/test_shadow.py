@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pandas as pd
 import psutil
@@ -24,12 +26,13 @@ import pytest
 
 import nbdeploy
 import services
-from nbdeploy import arrow_body, model_store, prediction_log, processes, worker_numbers
+from nbdeploy import arrow_body, model_store, prediction_log, processes, version_numbers, worker_numbers
+from nbdeploy.errors import ReleaseError
 from nbdeploy.exchange import Asked, new_request
 from nbdeploy.home import folder
 from nbdeploy.serve_options import ServeOptions
 from nbdeploy.shadow_feed import MAX_WAITING, ShadowFeed
-from nbdeploy.shadow_frames import MARK, MAX_FACTS, Frame, socket_path
+from nbdeploy.shadow_frames import MARK, MAX_FACTS, Frame, is_own, socket_path
 from nbdeploy.shadow_worker import note_path
 
 NAME = "moody"
@@ -41,8 +44,23 @@ def mood_path():
     return Path(os.environ["NBDEPLOY_HOME"]) / "mood"
 
 
+class Calm:
+    """Doubles."""
+
+    def predict(self, X):
+        return [value * 2 for value in X["a"]]
+
+
 class Moody:
     """Doubles, as long as no file says otherwise."""
+
+    def __init__(self):
+        self.fitted = True
+
+    def __setstate__(self, state):
+        self.__dict__ = state
+        if mood_path().exists() and mood_path().read_text() == "never":
+            os._exit(11)
 
     def predict(self, X):
         place = mood_path()
@@ -224,7 +242,7 @@ def test_what_it_cannot_answer_is_counted_by_its_version_and_no_worker_more(mood
         mood.write_text("garbage")
         offered(asked())
         until(lambda: statuses().get(500))
-        assert numbers()["nbdeploy_workers"]["v1",] == [0]
+        assert "nbdeploy_workers" not in numbers()
     assert len(logged()) == 1
 
 
@@ -249,6 +267,14 @@ def test_nobody_else_can_reach_it(mood):
         place = socket_path(folder("run", NAME), "v1")
         assert place.stat().st_mode & 0o777 == 0o600
         assert place.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_process_of_another_user_is_not_heard(monkeypatch):
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with ours, theirs:
+        assert is_own(ours)
+        monkeypatch.setattr(os, "getuid", lambda: 4321)
+        assert is_own(ours) is not hasattr(socket, "SO_PEERCRED")
 
 
 def test_it_says_when_it_answers_and_why_it_does_not(mood):
@@ -460,3 +486,128 @@ def test_a_feed_may_be_told_its_shadows_before_its_loop_runs():
 
     asyncio.run(work())
     assert feed.dropped == {"v1": 1, "v2": 2}
+
+
+# -- beside a deployment ------------------------------------------------------------------------------------
+
+LIVE = "calm"
+
+
+@pytest.fixture(scope="module")
+def released():
+    """A calm version is live, and a moody one is saved."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", PATHS)
+        with services.running(Calm(), LIVE, X) as (service, made):
+            nbdeploy.save(Moody(), LIVE, X)
+            yield service, made
+
+
+@pytest.fixture
+def live(released, monkeypatch):
+    """The deployment, with the moody version as its shadow."""
+    service, made = released
+    monkeypatch.setenv("NBDEPLOY_HOME", str(made))
+    monkeypatch.setenv("BENTOML_HOME", str(made.parent / "bentoml"))
+    mood_path().unlink(missing_ok=True)
+    nbdeploy.traffic(LIVE, shadow=["v2"], progress=False)
+    with httpx.Client(base_url=service.url) as client:  # every worker finds it within a moment
+        until(lambda: ask(client, 0) in set(logged(LIVE).get("prediction_id", ())))
+    yield service
+    mood_path().unlink(missing_ok=True)
+    end_shadows(service)
+
+
+def end_shadows(service):
+    nbdeploy.traffic(LIVE, shadow=[], progress=False)
+    until(lambda: not shadow_pids(service))
+
+
+def ask(client, value, **headers):
+    answer = client.post("/predict", json={"a": value}, headers=headers)
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    assert told["predictions"] == [2.0 * value]
+    assert told["version"] == "v1"
+    return told["prediction_ids"][0]
+
+
+def test_every_row_of_a_user_has_a_shadow_and_the_answer_tells_nothing_of_it(live):
+    with httpx.Client(base_url=live.url, timeout=30) as client:
+        with_one = client.post("/predict", json={"a": 1})
+        before = len(logged(LIVE))
+        asked_of = [ask(client, value) for value in range(100)]
+        until(lambda: set(asked_of) <= set(logged(LIVE)["prediction_id"]))
+        gate = ask(client, 7, **{"X-NBDeploy-Purpose": "gate"})
+        nbdeploy.traffic(LIVE, shadow=[], progress=False)
+        without = client.post("/predict", json={"a": 1})
+    rows = logged(LIVE)
+    assert gate not in set(rows["prediction_id"])
+    assert len(rows) - before <= 102
+    assert set(rows["version"]) == {"v2"}
+    assert set(prediction_log.read(LIVE)["version"]) == {"v1"}
+    assert with_one.headers.keys() == without.headers.keys()
+    assert with_one.json().keys() == without.json().keys()
+    assert "v2" not in with_one.text
+
+
+def test_no_client_can_claim_to_be_a_shadow(live):
+    nbdeploy.traffic(LIVE, shadow=[], progress=False)
+    with httpx.Client(base_url=live.url) as client:
+        mine = ask(client, 3, **{"X-NBDeploy-Purpose": "shadow"})
+    assert mine in set(prediction_log.read(LIVE)["prediction_id"])
+    assert mine not in set(logged(LIVE)["prediction_id"])
+
+
+@pytest.mark.parametrize("fault", ["hang", "hang in C", "crash", "garbage", "slow"])
+@pytest.mark.parametrize("count", [100, pytest.param(2_000, marks=pytest.mark.slow)])
+def test_no_fault_of_a_shadow_reaches_a_user(live, fault, count):
+    failed = version_numbers.read(LIVE)["v2"].errors
+    pids = shadow_pids(live)
+    with httpx.Client(base_url=live.url, timeout=30) as client:
+        ask(client, 1)
+        mood_path().write_text(fault)
+        for value in range(count):
+            ask(client, value)
+        if fault == "crash":
+            until(lambda: shadow_pids(live) != pids)
+        if fault == "garbage":
+            until(lambda: version_numbers.read(LIVE)["v2"].errors > failed)
+        ask(client, 2)
+
+
+def shadow_pids(service):
+    found = set()
+    for child in psutil.Process(service.pid).children():
+        with contextlib.suppress(psutil.Error):
+            if "nbdeploy.shadow_worker" in child.cmdline():
+                found.add(child.pid)
+    return found
+
+
+def test_it_is_told_when_a_version_cannot_be_a_shadow_and_it_is_none(live):
+    end_shadows(live)
+    mood_path().write_text("never")
+    with pytest.raises(ReleaseError, match=r"calm:v2 cannot be a shadow: it ended with code 11"):
+        nbdeploy.traffic(LIVE, shadow=["v2"], progress=False)
+    assert nbdeploy.traffic(LIVE).shadow == ()
+    until(lambda: not shadow_pids(live))
+    with httpx.Client(base_url=live.url) as client:
+        ask(client, 3)
+
+
+def test_the_page_of_metrics_counts_what_shadows_were_handed_and_no_worker_for_them(live):
+    with httpx.Client(base_url=live.url) as client:
+        ask(client, 3)
+        until(lambda: 'nbdeploy_shadow_requests_total{fate="sent",version="v2"}' in client.get("/metrics").text)
+        page = client.get("/metrics").text
+    assert 'nbdeploy_workers{version="v1"} 1.0' in page
+    assert 'nbdeploy_workers{version="v2"}' not in page
+
+
+def test_it_ends_with_the_traffic_that_named_it_and_leaves_nothing(live):
+    assert len(shadow_pids(live)) == 1
+    nbdeploy.traffic(LIVE, shadow=[], progress=False)
+    until(lambda: not shadow_pids(live))
+    until(lambda: not note_path(LIVE, "v2").exists())
+    until(lambda: not socket_path(folder("run", LIVE), "v2").exists())
