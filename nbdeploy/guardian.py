@@ -69,6 +69,7 @@ class Guardian:
         self.name = name
         self._read, self._promote, self._drift = read, promote or promote_in_child, drift
         self._clock, self._steady = clock, steady
+        self._now = 0.0  # of this look
         self._last: tuple[float, float] | None = None
 
     def tick(self) -> bool:
@@ -76,7 +77,7 @@ class Guardian:
         held = routing.traffic(self.name)
         if held.guard is None and held.rollout is None:
             return False
-        now = self._clock()
+        now = self._now = self._clock()
         with suppress(Moved):  # the next look sees what it is now
             if lost := self._lost(now):
                 held = self._forgive(held, lost, now)
@@ -95,7 +96,13 @@ class Guardian:
             why = "it is live" if held.live == version else f"ended at {rollout.share:g} %, {why}"
             return self._change(held, {"rollout": None}, f"rollout of {version}: {why}", "rollout")
         rules = GuardRules.from_dict(held.guard["rules"]) if held.guard is not None else DEFAULT
-        verdict = self._judge(replace(rules, canary_minutes=rollout.minutes), held, version, rollout.run, numbers, now)
+        verdict = self._judge(
+            replace(rules, canary_minutes=rollout.minutes),
+            rollout.run.counted(version, numbers),
+            held.live,
+            rollout.run,
+            numbers,
+        )
         action = next_step(rollout, verdict)
         if action.kind == "abort":
             return self._take_out(held, version, action.why)
@@ -133,19 +140,19 @@ class Guardian:
             tripped = None if fresh else held.guard["tripped"]
             held = self._change(held, {"guard": {**held.guard, "watch": _stored(runs), "tripped": tripped}})
         for version, run in runs.items():
-            verdict = self._judge(rules, held, version, run, numbers, now)
+            verdict = self._judge(rules, run.counted(version, numbers), held.live, run, numbers)
             if verdict.kind == "breach":
                 held = self._take_out(held, version, verdict.why)
             elif verdict.kind == "clean":
-                held = self._end_run(held, rules, version, run, verdict.why, Run(now, baseline=numbers))
+                held = self._end_run(held, version, run, verdict.why, Run(now, baseline=numbers))
             elif verdict.why != run.said:
                 held = self._remember(held, version, replace(run, said=verdict.why))
 
-    def _end_run(self, held: Traffic, rules: GuardRules, version: str, run: Run, why: str, fresh: Run) -> Traffic:
+    def _end_run(self, held: Traffic, version: str, run: Run, why: str, fresh: Run) -> Traffic:
         """What follows a clean run: a promotion, or another run, so that old requests do not hide new errors."""
         assert held.guard is not None
         again = replace(fresh, number=run.number + 1)
-        if rules.then != "promote":
+        if held.guard["rules"]["then"] != "promote":
             return self._remember(held, version, again, f"{version} ran {why}" if not run.number else "")
         if len(held.candidates) > 1:
             refused = f"{' and '.join(held.candidates)} have traffic; promote one of them yourself"
@@ -165,12 +172,11 @@ class Guardian:
     # -- both -------------------------------------------------------------------------------------------
 
     def _judge(
-        self, rules: GuardRules, held: Traffic, version: str, run: Run, numbers: Numbers, now: float
+        self, rules: GuardRules, canary: VersionNumbers, live: str | None, run: Run, numbers: Numbers
     ) -> Verdict:
-        canary = run.counted(version, numbers)
-        live = run.counted(held.live, numbers) if held.live else None
-        drift = self._drift(version, run.since, canary.rows) if rules.drift is not None else None
-        return judge(rules, canary, live, drift, run.elapsed(now))
+        beside = run.counted(live, numbers) if live else None
+        drift = self._drift(canary.version, run.since, canary.rows) if rules.drift is not None else None
+        return judge(rules, canary, beside, drift, run.elapsed(self._now))
 
     def _take_out(self, held: Traffic, version: str, why: str) -> Traffic:
         """Give the share of a canary to the live version, which every worker has loaded: there is nothing to wait for."""
@@ -179,7 +185,7 @@ class Guardian:
         weights[held.live] = weights.get(held.live, 0.0) + held.share(version)
         facts: dict[str, Any] = {}
         if held.guard is not None:
-            tripped = {"time": _iso(self._clock()), "version": version, "why": why}
+            tripped = {"time": _iso(self._now), "version": version, "why": why}
             watch = {each: run for each, run in held.guard["watch"].items() if each != version}
             facts["guard"] = {**held.guard, "watch": watch, "tripped": tripped}
         if held.rollout is not None and held.rollout["version"] == version:
@@ -292,6 +298,7 @@ def promote_in_child(name: str, version: str, why: str) -> str:
 
 
 def start_task(name: str, *words: str) -> subprocess.Popen[bytes]:
+    """Start a child that prints its answer; see `nbdeploy.guardian_tasks`."""
     command = [sys.executable, "-m", "nbdeploy.guardian_tasks", name, *words]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
 

@@ -1,7 +1,6 @@
 """What a guardian needs of the rest of nbdeploy, in a process that ends: it prints one JSON object.
 
-    python -m nbdeploy.guardian_tasks NAME promote VERSION WHY
-    python -m nbdeploy.guardian_tasks NAME drift VERSION SINCE
+Run as ``python -m nbdeploy.guardian_tasks NAME promote VERSION WHY`` or ``... NAME drift VERSION SINCE``.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ What is asked for stands in the traffic file; `nbdeploy.guardian` does it, one p
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -13,12 +14,12 @@ from dataclasses import replace
 from typing import Any
 
 from nbdeploy import deployment, model_store, releases, routing, version_numbers
-from nbdeploy.errors import DriftError, InputError, NotFound, ReleaseError, ServiceError
+from nbdeploy.errors import DriftError, InputError, ReleaseError, ServiceError
 from nbdeploy.home import check_name
 from nbdeploy.release_plan import FULL, GuardRules, Rollout, Run
 from nbdeploy.routing import Traffic
-from nbdeploy.version_numbers import SECONDS
 from nbdeploy.watching import must_be_known
+from nbdeploy.worker_numbers import SECONDS
 
 MINUTES = 30.0
 REQUESTS = 30
@@ -45,7 +46,8 @@ def guard(
     Parameters
     ----------
     error_rate : float, optional
-        The largest share of its answers with a status of 500 or more: 0.02 is 2 %.
+        The largest share of its answers with a status of 500 or more: 0.02 is 2 %. A model that fails on some rows refuses
+        them, so what it refuses more than the live version counts too.
     p99_ms : float, optional
         The milliseconds in which all but a hundredth of its requests are answered. It counts from the next of the bounds
         of ``nbdeploy_request_seconds`` on, and takes 100 requests.
@@ -87,7 +89,8 @@ def guard(
     def edit(old: Traffic) -> Traffic:
         if old.live is None:
             raise _nothing_live(name)
-        return replace(old, guard={"rules": rules.to_dict(), "watch": {}, "tripped": None, "refused": None})
+        facts = {"rules": rules.to_dict(), "told": str(rules), "watch": {}, "tripped": None, "refused": None}
+        return replace(old, guard=facts)
 
     return routing.change(name, edit, action="guard", why=str(rules))
 
@@ -171,7 +174,8 @@ def _started(name: str, version: str, steps: tuple[float, ...], minutes: float) 
     if steps[-1] >= FULL:
         releases.must_be_promotable(name, chosen)
     plan = Rollout(chosen, before.live, steps, minutes, Run(0.0))
-    after = releases.traffic(name, why=f"rollout of {chosen}: {plan}", **plan.weights)
+    weights: dict[str, Any] = plan.weights
+    after = releases.traffic(name, why=f"rollout of {plan}", **weights)
     # Of the numbers only what comes from now on counts.
     begun = replace(plan, run=Run(time.time(), baseline=version_numbers.read(name)))
 
@@ -211,7 +215,8 @@ def _ordered(name: str, order: str, version: str | None) -> Traffic:
     after = routing.change(name, edit, action="rollout", why=f"{what}: {told}")
     if order != "abort" or after.live is None or held.rollout is None:
         return after
-    return releases.traffic(name, why=f"{what}: aborted", **{after.live: FULL})
+    weights: dict[str, Any] = {after.live: FULL}
+    return releases.traffic(name, why=f"{what}: aborted", **weights)
 
 
 def _unguarded(old: Traffic) -> Traffic:
@@ -235,7 +240,8 @@ def _checked(rules: GuardRules) -> GuardRules:
     if rules.then not in {"", "promote"}:
         msg = f"then={rules.then!r:.40} is nothing that can follow a clean run"
         raise InputError(msg, hint="It is 'promote', or ''.")
-    if isinstance(rules.min_requests, bool) or not isinstance(rules.min_requests, int) or rules.min_requests < 1:
+    least: Any = rules.min_requests
+    if type(least) is not int or least < 1:
         msg = f"min_requests={rules.min_requests!r:.40} is no number of requests"
         raise InputError(msg, hint="It is a whole number from 1 on.")
     if rules.drift is not None and importlib.util.find_spec("evidently") is None:
@@ -284,7 +290,7 @@ def _steps(steps: Sequence[float] | str) -> tuple[float, ...]:
     if not numbers or any(not 0 < step <= FULL or abs(step * 100 - round(step * 100)) > 1e-6 for step in numbers):
         msg = f"the steps {shown or '(none)'} are not percent above 0, up to 100, with at most two decimals"
         raise InputError(msg, hint=hint)
-    if any(later <= step for step, later in zip(numbers, numbers[1:], strict=False)):
+    if any(later <= step for step, later in itertools.pairwise(numbers)):
         msg = f"the steps {shown} do not go up"
         raise InputError(msg, hint=hint)
     if numbers[0] >= FULL:

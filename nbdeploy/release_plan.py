@@ -31,7 +31,8 @@ class GuardRules:
     Attributes
     ----------
     error_rate : float or None
-        The largest share of its answers with a status of 500 or more.
+        The largest share of its answers with a status of 500 or more; and of those that it refuses more than the live
+        version does.
     p99_ms : float or None
         In how many milliseconds all but a hundredth of its requests are answered.
     drift : float or None
@@ -183,7 +184,7 @@ class Rollout:
 
     def to_dict(self) -> dict[str, Any]:
         return {"version": self.version, "live": self.live, "steps": list(self.steps), "minutes": self.minutes,
-                "at": self.at, "paused": self.paused, "run": self.run.to_dict()}  # fmt: skip
+                "at": self.at, "paused": self.paused, "run": self.run.to_dict(), "told": str(self)}  # fmt: skip
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Rollout:
@@ -231,15 +232,8 @@ def judge(
             return Verdict("breach", broken)
     if elapsed < rules.canary_minutes * 60:
         return Verdict("go on")
-    after = f"{_minutes(rules.canary_minutes)} are over"
-    if canary.requests < rules.enough:
-        return Verdict("go on", f"{after}, but a verdict takes {rules.enough} requests, and fewer came")
-    if rules.error_rate is not None and canary.errors > rules.error_rate * canary.requests:
-        return Verdict("go on", f"{after}, but errors are above {_percent(rules.error_rate)}, perhaps by chance")
-    if rules.p99_ms is not None and 100 * slow(canary, rules.p99_ms / 1000) > sum(canary.seconds):
-        return Verdict("go on", f"{after}, but p99 is above {rules.p99_ms:g} ms, perhaps by chance")
-    if rules.drift is not None and drift is None:
-        return Verdict("go on", f"{after}, but its drift is not known")
+    if doubt := _doubt(rules, canary, live, drift):
+        return Verdict("go on", f"{_minutes(rules.canary_minutes)} are over, but {doubt}")
     told = f"{canary.requests:,} requests, {_percent(canary.error_rate)} errors"
     if sum(canary.seconds):
         told += f", p99 {_milliseconds(canary)}"
@@ -268,11 +262,16 @@ def is_above(count: int, of: int, limit: float) -> bool:
     """
     if count <= limit * of:
         return False
-    if limit <= 0:
-        return True
-    chance = math.lgamma(of + 1) - math.lgamma(count + 1) - math.lgamma(of - count + 1)
-    chance += count * math.log(limit) + (of - count) * math.log1p(-limit)
-    return math.log(of + 1) + chance <= math.log(DOUBT)
+    return limit <= 0 or not _may_be(count, of, limit)
+
+
+def at_most(count: int, of: int) -> float:
+    """The upper end of that confidence sequence: the largest share that `count` of `of` leaves possible."""
+    low, high = (count / of if of else 1.0), 1.0
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _may_be(count, of, middle) else (low, middle)
+    return high
 
 
 def slow(numbers: VersionNumbers, seconds: float) -> int:
@@ -287,22 +286,58 @@ def gained(version: str, now: VersionNumbers | None, earlier: VersionNumbers | N
     return now.minus(earlier) if earlier is not None else now
 
 
+def _may_be(count: int, of: int, share: float) -> bool:
+    chance = math.lgamma(of + 1) - math.lgamma(count + 1) - math.lgamma(of - count + 1)
+    chance += count * math.log(share) + (of - count) * math.log1p(-share)
+    return math.log(of + 1) + chance > math.log(DOUBT)
+
+
 # -- each limit ---------------------------------------------------------------------------------------------
 
 
 def _errors(rules: GuardRules, canary: VersionNumbers, live: VersionNumbers | None) -> str:
-    if rules.error_rate is None or not is_above(canary.errors, canary.requests, rules.error_rate):
+    if rules.error_rate is None:
         return ""
-    beside = f"; {live.version} has {_percent(live.error_rate)}" if live is not None and live.requests else ""
-    told = f"{canary.errors:,} of {canary.requests:,} answers were errors ({_percent(canary.error_rate)})"
-    return f"{told}, above {_percent(rules.error_rate)}{beside}"
+    limit = _percent(rules.error_rate)
+    if is_above(canary.errors, canary.requests, rules.error_rate):
+        beside = f"; {live.version} has {_percent(live.error_rate)}" if live is not None and live.requests else ""
+        told = f"{canary.errors:,} of {canary.requests:,} answers were errors ({_percent(canary.error_rate)})"
+        return f"{told}, above {limit}{beside}"
+    # A model that fails on some rows refuses them. Which of them the client is to blame for, the live version tells: both
+    # get the same requests.
+    if live is None or not live.requests:
+        return ""
+    bad = canary.errors + canary.refused
+    if not is_above(bad, canary.requests, rules.error_rate + at_most(live.refused, live.requests)):
+        return ""
+    told = f"{bad:,} of {canary.requests:,} requests were refused or failed ({_percent(bad / canary.requests)})"
+    return f"{told}, above the {_percent(_refusals(live))} that {live.version} refuses and {limit}"
+
+
+def _doubt(rules: GuardRules, canary: VersionNumbers, live: VersionNumbers | None, drift: float | None) -> str:
+    """Why a run that breaks no limit is not clean either."""
+    if canary.requests < rules.enough:
+        return f"a verdict takes {rules.enough} requests, and fewer came"
+    if rules.error_rate is not None:
+        if canary.errors > rules.error_rate * canary.requests:
+            return f"errors are above {_percent(rules.error_rate)}, perhaps by chance"
+        bad = (canary.errors + canary.refused) / canary.requests
+        if live is not None and live.requests and bad > rules.error_rate + _refusals(live):
+            return f"it refuses more than {live.version} does, perhaps by chance"
+    if rules.p99_ms is not None and 100 * slow(canary, rules.p99_ms / 1000) > sum(canary.seconds):
+        return f"p99 is above {rules.p99_ms:g} ms, perhaps by chance"
+    return "its drift is not known" if rules.drift is not None and drift is None else ""
+
+
+def _refusals(numbers: VersionNumbers) -> float:
+    return numbers.refused / numbers.requests if numbers.requests else 0.0
 
 
 def _slowness(rules: GuardRules, canary: VersionNumbers, live: VersionNumbers | None) -> str:
     asked = sum(canary.seconds)
     if rules.p99_ms is None or asked < P99_REQUESTS or not is_above(slow(canary, rules.p99_ms / 1000), asked, 0.01):
         return ""
-    beside = f"; {live.version} has {_milliseconds(live)}" if live is not None and sum(live.seconds) else ""
+    beside = f"; {live.version} has {_milliseconds(live)}" if live is not None and any(live.seconds) else ""
     return f"p99 is {_milliseconds(canary)} over {asked:,} requests, above {rules.p99_ms:g} ms{beside}"
 
 

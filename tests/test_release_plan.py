@@ -17,6 +17,7 @@ from nbdeploy.release_plan import (
     Rollout,
     Run,
     Verdict,
+    at_most,
     gained,
     is_above,
     judge,
@@ -29,9 +30,9 @@ BOUNDS = (0.01, 0.1, 0.25, 1.0)
 OVER = 30 * 60  # seconds after which a run of 30 minutes is over
 
 
-def numbers(requests=0, errors=0, slow=0, version="v2"):
+def numbers(requests=0, errors=0, slow=0, version="v2", refused=0):
     """Requests that took some milliseconds, but for those that took half a second."""
-    return VersionNumbers(version, requests, errors, 0, requests, BOUNDS, (0, requests - slow, 0, slow, 0))
+    return VersionNumbers(version, requests, errors, refused, requests, BOUNDS, (0, requests - slow, 0, slow, 0))
 
 
 def rollout(**changes):
@@ -50,6 +51,39 @@ def test_errors_that_chance_does_not_explain_are_a_breach_that_says_so():
 
     assert verdict.kind == "breach"
     assert verdict.why == "20 of 100 answers were errors (20 %), above 2 %; v1 has 0.111 %"
+
+
+def test_a_canary_that_refuses_what_the_live_version_answers_breaks_the_limit_for_errors():
+    rules, live = GuardRules(error_rate=0.02), numbers(900, version="v1", refused=9)
+
+    found = judge(rules, numbers(100, refused=30), live, None, 10)
+
+    assert found.kind == "breach"
+    assert found.why == "30 of 100 requests were refused or failed (30 %), above the 1 % that v1 refuses and 2 %"
+
+
+def test_what_both_versions_refuse_the_clients_are_to_blame_for():
+    rules = GuardRules(error_rate=0.02)
+
+    for share in (0.01, 0.1, 0.5, 1):
+        canary, live = numbers(100, refused=int(100 * share)), numbers(900, version="v1", refused=int(900 * share))
+        assert judge(rules, canary, live, None, 10).kind == "go on"
+        assert judge(rules, canary, live, None, OVER).kind == "clean"
+
+
+def test_refusals_say_nothing_where_the_live_version_was_asked_little():
+    few = numbers(2, version="v1")
+
+    assert judge(GuardRules(error_rate=0.02), numbers(10, refused=3), few, None, 10).kind == "go on"
+    assert judge(GuardRules(error_rate=0.02), numbers(10, refused=3), None, None, 10).kind == "go on"
+
+
+@given(st.integers(0, 10_000), st.integers(0, 10_000))
+def test_the_ends_of_what_is_possible_enclose_what_was_counted(count, more):
+    share = at_most(count, count + more)
+
+    assert count <= share * (count + more) + 1e-9
+    assert not is_above(count, count + more, share)
 
 
 @pytest.mark.parametrize("limit", [0.001, 0.02, 0.3])
