@@ -20,6 +20,8 @@ from .frameworks import register as register
 from .gate import Check as Check
 from .gate import GateResult as GateResult
 from .gate import check as check
+from .guarding import guard as guard
+from .guarding import rollout as rollout
 from .label_log import Labelled as Labelled
 from .model_card import Card as Card
 from .model_store import ModelVersion as ModelVersion

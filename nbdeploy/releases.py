@@ -101,10 +101,9 @@ def traffic(
         step("switch")
 
         def edit(old: Traffic) -> Traffic:
-            return replace(
-                old, weights=wanted.weights, slots=wanted.slots, shadow=wanted.shadow, sticky=wanted.sticky,
-                pin=wanted.pin, warm=(),
-            )  # fmt: skip
+            # Weights that were not said stay what they are now: a guard may have changed them meanwhile.
+            split = old.split(**shares) if weights else old
+            return replace(split, shadow=wanted.shadow, sticky=wanted.sticky, pin=wanted.pin, warm=())
 
         to = ", ".join(f"{version} {share:g} %" for version, share in wanted.weights.items())
         told = "; ".join(

@@ -117,7 +117,7 @@ class Traffic:
         told = [f"{version} {weight:g} %" for version, weight in self.weights.items()]
         told += [f"shadow {version}" for version in self.shadow]
         told += [f"sticky by {self.sticky}"] if self.sticky and len(self.weights) > 1 else []
-        told += [self._told_memory()] if self.memory else []
+        told += [*self._told_plans(), *([self._told_memory()] if self.memory else [])]
         return f"Traffic({self.name}: {', '.join(told)})"
 
     def _repr_html_(self) -> str:
@@ -130,7 +130,20 @@ class Traffic:
         sticky = f"<div>sticky by <code>{html.escape(self.sticky)}</code></div>" if self.sticky else ""
         back = f"<div>rollback goes to {html.escape(self.before[-1])}</div>" if self.before else ""
         memory = f"<div>{self._told_memory()}</div>" if self.memory else ""
-        return f"<b>{html.escape(self.name)}</b><table>{rows}</table>{sticky}{back}{memory}"
+        plans = "".join(f"<div>{html.escape(plan)}</div>" for plan in self._told_plans())
+        return f"<b>{html.escape(self.name)}</b><table>{rows}</table>{sticky}{back}{plans}{memory}"
+
+    def _told_plans(self) -> list[str]:
+        plans = []
+        if self.guard is not None:
+            plans.append(f"guard: {self.guard['told']}")
+            if tripped := self.guard["tripped"]:
+                plans.append(f"{tripped['version']} was taken out of traffic: {tripped['why']}")
+            plans += [f"{version}: {run['said']}" for version, run in self.guard["watch"].items() if run["said"]]
+        if self.rollout is not None:
+            said = self.rollout["run"]["said"]
+            plans.append(f"rollout of {self.rollout['told']}" + (f"; {said}" if said else ""))
+        return plans
 
     def _told_memory(self) -> str:
         each = [f"{old >> 20} → {new >> 20} MB" if old else f"{new >> 20} MB" for old, new in self.memory]

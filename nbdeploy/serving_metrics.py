@@ -21,15 +21,16 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 import nbdeploy
+from nbdeploy import routing
+from nbdeploy.errors import NbdeployError
 from nbdeploy.novelty import OTHER, Novelty
-from nbdeploy.worker_numbers import Numbers, Share, add, gauges_of
+from nbdeploy.worker_numbers import SECONDS, Numbers, Share, add, gauges_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from nbdeploy.signature import Signature
 
-SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 16_384, 131_072)
 REQUESTS = ROWS[:9]
 MAX_LABELS = 500  # pairs of route and status, or of reason and status: more can only be a mistake of ours
@@ -225,6 +226,8 @@ class Metrics:
         """The text of ``/metrics`` and its media type: of all workers of the deployment, however they ended."""
         registry = CollectorRegistry()
         registry.register(_Page(self._share))
+        if self._folder is not None:
+            registry.register(_Guarded(self._name))
         if self._folder is not None and any(self._folder.glob("*.db")):
             registry.register(_Libraries(self._folder))
         return generate_latest(registry), CONTENT_TYPE_LATEST
@@ -276,6 +279,28 @@ class _Page(Collector):
         for family in FAMILIES:
             source = gauges if family.kind == "gauge" or "worker" in family.labels else counted
             yield _family(family, source.get(family.name, {}))
+
+
+class _Guarded(Collector):
+    """What the guard of the deployment has done, which no worker counts."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def collect(self) -> Iterator[Any]:
+        try:
+            guard = routing.traffic(self._name).guard
+        except (NbdeployError, OSError) as error:  # somebody's editor is at the file
+            logger.warning("the guard of %s cannot be read: %s", self._name, type(error).__name__)
+            return
+        if guard is None:
+            return
+        metric = GaugeMetricFamily("nbdeploy_guard_tripped", "Canaries that the guard took out", labels=["version"])
+        for version in guard["watch"]:
+            metric.add_metric([version], 0)
+        if tripped := guard["tripped"]:
+            metric.add_metric([tripped["version"]], 1)
+        yield metric
 
 
 def _family(family: Family, found: Mapping[tuple[str, ...], Sequence[float]]) -> Any:

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nbdeploy.home import check_name, home
-from nbdeploy.serving_metrics import SECONDS
-from nbdeploy.worker_numbers import Numbers, counted
+from nbdeploy.worker_numbers import SECONDS, Numbers, counted
 
 # The routes that ask for predictions, as the metrics name them: a version or a name stands in some.
 _PREDICTING = frozenset({"/predict", "/invocations", "/bentoml/predict"})

@@ -86,19 +86,37 @@ def drift(
     if max_rows < 1:
         msg = f"a report on {max_rows} rows has nothing to compare"
         raise DriftError(msg, "Give max_rows=1 or more.")
-    subject = model_store.get(name, live_version(name))
-    live = subject.version
+    version = model_store.get(name, live_version(name)).version
+    reference, current = sides(name, version, since, until)
+    from nbdeploy import drift_report
+
+    if html_path is None:
+        html_path = reports_folder(name) / f"drift-{version}-{datetime.now(timezone.utc):%Y%m%dT%H%M%S}.html"
+    return drift_report.measure(
+        reference, current, name=name, version=version, since="" if since is None else str(since),
+        html_path=Path(html_path), max_rows=max_rows,
+    )  # fmt: skip
+
+
+def sides(name: str, version: str, since: Any = None, until: Any = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What `version` learned from, and what it was asked in a window of the log: the columns that can be compared.
+
+    Raises
+    ------
+    DriftError
+        Nothing was asked in that window, or no column can be compared.
+    NotFound
+    """
+    subject = model_store.get(name, version)
     log = prediction_log.read(name, _signatures(name), since, until)
     signature = subject.signature
     logged = [column.name for column in signature.logged]
     version_column = prediction_log.own_column("version", logged)
-    log = log[log[version_column] == live] if len(log) else log
+    log = log[log[version_column] == version] if len(log) else log
     if not len(log):
         window = f" since {since}" if since is not None else ""
-        msg = f"{name}:{live} has answered no request{window}"
+        msg = f"{name}:{version} has answered no request{window}"
         raise DriftError(msg, f"Ask it something first: nbdeploy.predict({name!r}, X_new).")
-    from nbdeploy import drift_report
-
     # What is private is not in the log, or as hashes; arrays have no distribution to compare.
     compared = [column for column in signature.columns if not column.private and not column.shape]
     labels = [column.label for column in compared]
@@ -111,14 +129,9 @@ def drift(
         reference = reference.assign(**{answer: expected[PREDICTION]})
         current = current.assign(**{answer: log[answer].astype(expected[PREDICTION].dtype)})
     if not len(reference.columns):
-        msg = f"{name}:{live} has no column that can be compared: its inputs are arrays or private"
+        msg = f"{name}:{version} has no column that can be compared: its inputs are arrays or private"
         raise DriftError(msg, "See its predictions: nbdeploy.predictions(...).")
-    if html_path is None:
-        html_path = reports_folder(name) / f"drift-{live}-{datetime.now(timezone.utc):%Y%m%dT%H%M%S}.html"
-    return drift_report.measure(
-        reference, current, name=name, version=live, since="" if since is None else str(since),
-        html_path=Path(html_path), max_rows=max_rows,
-    )  # fmt: skip
+    return reference, current
 
 
 def must_be_known(name: str) -> None:

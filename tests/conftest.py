@@ -28,7 +28,13 @@ NUMERIC = ["month", "day", "sched_dep_time", "dep_delay", "distance", "hour", "m
 CATEGORICAL = ["carrier", "origin", "dest"]
 LEFT_RUNNING = "left running"
 # Deployments and the Bentos built behind them outlive whoever started them: tests need not stop theirs.
-MEANT_TO_OUTLIVE = ("nbdeploy.supervisor", "nbdeploy.bento", "nbdeploy.worker", "nbdeploy.shadow_worker")
+MEANT_TO_OUTLIVE = (
+    "nbdeploy.supervisor",
+    "nbdeploy.bento",
+    "nbdeploy.worker",
+    "nbdeploy.shadow_worker",
+    "nbdeploy.guardian",
+)
 FAILED = pytest.StashKey[bool]()
 
 

@@ -16,10 +16,11 @@ import pytest
 from nbdeploy import home as places
 from nbdeploy import http_app, version_numbers, worker_numbers
 from nbdeploy.exchange import Served
-from nbdeploy.serving_metrics import SECONDS, Metrics
+from nbdeploy.serving_metrics import Metrics
 from nbdeploy.signature import Signature
 from nbdeploy.signature_inference import infer_columns
 from nbdeploy.version_numbers import VersionNumbers
+from nbdeploy.worker_numbers import SECONDS
 from services import running
 
 NAME = "flights"
