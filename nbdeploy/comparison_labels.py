@@ -148,9 +148,10 @@ def _brief(value: float) -> str:
 
 
 def _add(lines: Lines, metric: Metric, found: Difference, *, paired: bool) -> None:
-    how = (
-        "bootstrap" if metric.each is None else "Student, pairs" if paired else "Newcombe" if metric.points else "Welch"
-    )
+    if metric.each is not None:
+        how = "Student, pairs" if paired else "Newcombe" if metric.points else "Welch"
+    else:
+        how = "bootstrap" if metric.influence is None else "DeLong"
     lines.add_counts("labelled predictions", *found.rows)
     lines.add(metric.words, found.live, found.candidate, found.interval, f"95 % for one look ({how})")
     lines.add(f"{metric.words}, at every look", found.live, found.candidate, found.sequential,

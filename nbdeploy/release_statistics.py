@@ -145,8 +145,8 @@ def difference(
 ) -> Difference:
     """How much more the candidate has of a metric.
 
-    Accuracy has Newcombe's interval, a mean Welch's, pairs Student's, and any other metric a percentile bootstrap,
-    stratified by class for the area under the curve. It is the same at every call.
+    Accuracy has Newcombe's interval, a mean Welch's, pairs Student's, the area under the curve DeLong's, and any other
+    metric a percentile bootstrap. It is the same at every call.
 
     Parameters
     ----------
@@ -163,7 +163,9 @@ def difference(
     _must_be_defined(metric, live, candidate)
     scores = metric.score(*live), metric.score(*candidate)
     rows = len(live[0]), len(candidate[0])
-    if metric.each is None:
+    if metric.influence is not None:
+        interval, spreads = _by_influence(metric, live, candidate, paired=paired, confidence=confidence)
+    elif metric.each is None:
         interval, spreads = _bootstrapped(metric, live, candidate, paired=paired, confidence=confidence, seed=seed)
     else:
         each = metric.each(*live), metric.each(*candidate)
@@ -215,36 +217,40 @@ def _spread(values: Values, *, shares: bool, least: float = 0.0) -> float:
     return float(values.var(ddof=1))
 
 
+def _by_influence(
+    metric: Metric, live: tuple[Values, Values], candidate: tuple[Values, Values], *, paired: bool, confidence: float
+) -> tuple[Interval, tuple[float, ...]]:  # fmt: skip
+    assert metric.influence is not None
+    was, now = metric.influence(*live), metric.influence(*candidate)
+    spreads = (float((now - was).var()),) if paired else (float(was.var()), float(now.var()))
+    variance = sum(spread / rows for spread, rows in zip(spreads, (len(was), len(now)), strict=False))
+    gap = metric.score(*candidate) - metric.score(*live)
+    width = float(stats.norm.ppf((1 + confidence) / 2)) * math.sqrt(variance)
+    return Interval(gap, gap - width, gap + width), spreads
+
+
 def _bootstrapped(
     metric: Metric, live: tuple[Values, Values], candidate: tuple[Values, Values], *, paired: bool, confidence: float,
     seed: int,
 ) -> tuple[Interval, tuple[float, ...]]:  # fmt: skip
-    sides = (live,) if paired else (live, candidate)
-    strata: list[list[Values]] = [
-        [np.flatnonzero(truth == one) for one in np.unique(truth)] if metric.name == "auc" else [np.arange(len(truth))]
-        for truth, _ in sides
-    ]
-    first = len(strata[0])
-
-    def gap(*chosen: Values) -> tuple[float, float, float]:
-        here = np.concatenate(chosen[:first])
-        there = here if paired else np.concatenate(chosen[first:])
+    def scores(here: Values, there: Values | None = None) -> tuple[float, float, float]:
+        there = here if there is None else there
         was, now = metric.score(live[0][here], live[1][here]), metric.score(candidate[0][there], candidate[1][there])
         return now - was, was, now
 
-    rows = len(live[0]) + len(candidate[0])
+    sizes = [len(live[0])] if paired else [len(live[0]), len(candidate[0])]
     made = stats.bootstrap(
-        [each for side in strata for each in side], gap, vectorized=False, method="percentile",
-        confidence_level=confidence, n_resamples=max(199, min(RESAMPLES, 40_000_000 // rows)), batch=max(1, 2_000_000 // rows),
-        rng=np.random.default_rng(seed),
+        [np.arange(size) for size in sizes], scores, vectorized=False, method="percentile",
+        confidence_level=confidence, n_resamples=max(199, min(RESAMPLES, 40_000_000 // sum(sizes))),
+        batch=max(1, 2_000_000 // sum(sizes)), rng=np.random.default_rng(seed),
     )  # fmt: skip
-    drawn = made.bootstrap_distribution.reshape(3, -1)
-    low, high = (float(np.ravel(end)[0]) for end in made.confidence_interval)
-    estimate = metric.score(*candidate) - metric.score(*live)
+    gaps, *drawn = made.bootstrap_distribution.reshape(3, -1)
+    interval = Interval(
+        metric.score(*candidate) - metric.score(*live), *(float(end[0]) for end in made.confidence_interval)
+    )
     if paired:
-        return Interval(estimate, low, high), (float(drawn[0].var()) * len(live[0]),)
-    variances = float(drawn[1].var()) * len(live[0]), float(drawn[2].var()) * len(candidate[0])
-    return Interval(estimate, low, high), variances
+        return interval, (float(gaps.var()) * sizes[0],)
+    return interval, tuple(float(each.var()) * size for each, size in zip(drawn, sizes, strict=True))
 
 
 # -- at every look ------------------------------------------------------------------------------------------

@@ -450,6 +450,15 @@ def test_a_canary_is_compared_since_it_got_its_share(shop):
     assert nbdeploy.compare("shop", "v2", since="1h").kind == "canary"
 
 
+def test_what_was_a_canary_and_a_shadow_is_compared_since_it_was_a_canary(shop):
+    nbdeploy.traffic("shop", v1=90, v3=10, progress=False)
+    shop.give("v1", [0.0] * 60)
+    shop.give("v3", [0.0] * 60)
+    for shadows, weights in ((["v3"], {"v1": 100}), ([], {})):
+        nbdeploy.traffic("shop", shadow=shadows, progress=False, **weights)
+    assert nbdeploy.compare("shop", "v3").table.loc["predictions", "v3"] == 60
+
+
 def test_a_shadow_is_compared_with_the_live_answers_of_the_same_requests(shop):
     nbdeploy.traffic("shop", shadow=["v3"], progress=False)
     values = np.arange(80.0)

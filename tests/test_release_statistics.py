@@ -123,6 +123,20 @@ def test_the_bootstrap_finds_the_spread_that_theory_does():
     assert difference(METRICS["balanced_accuracy"], live, candidate) == found
 
 
+def test_the_spread_of_the_area_under_the_curve_is_that_of_the_bootstrap():
+    rng = np.random.default_rng(12)
+    truth = rng.random(800) < 0.3
+    live, candidate = truth + rng.normal(0, 1, 800), np.round(truth + rng.normal(0, 1.2, 800), 1)
+    drawn = []
+    for _ in range(600):
+        rows = rng.integers(0, 800, 800)
+        drawn.append([METRICS["auc"].score(truth[rows], side[rows]) for side in (live, candidate)])
+    alone, other = np.array(drawn).T
+    for paired, spread in ((True, (other - alone).std()), (False, math.hypot(alone.std(), other.std()))):
+        found = difference(METRICS["auc"], (truth, live), (truth, candidate), paired=paired).interval
+        assert found.high - found.low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+
+
 @pytest.mark.parametrize("name", ["auc", "f1", "rmse", "r2"])
 @pytest.mark.parametrize("paired", [True, False])
 def test_a_better_candidate_is_found_by_every_metric(name, paired):
