@@ -477,6 +477,29 @@ def test_a_shadow_is_compared_with_the_live_answers_of_the_same_requests(shop):
             assert prediction_log.seal("shop")
 
 
+def test_a_real_shadow_is_compared_with_what_was_answered(flight_model, sample_flights):
+    X, y = sample_flights(1)
+    with running(flight_model, "echo", X, y) as (_service, _home):
+        nbdeploy.save(DummyClassifier(strategy="constant", constant=True).fit(X, y), "echo", X, y, progress=False)
+        nbdeploy.traffic("echo", shadow=["v2"], progress=False)
+        given = []
+        deadline = time.monotonic() + 60  # a shadow loads in its own time, and misses what is asked before
+        while time.monotonic() < deadline and len(prediction_log.read("echo", purpose="shadow")) < 100:
+            given.append(nbdeploy.predict("echo", X.iloc[len(given) % 900 :].head(20)))
+            time.sleep(0.2)
+
+        made = nbdeploy.compare("echo")
+
+    assert (made.kind, made.candidate) == ("shadow", "v2")
+    rows = int(made.table.loc["predictions", "v2"])
+    assert 100 <= rows == made.table.loc["predictions", "v1"]
+    assert (made.rows["v1"] == False).all()  # noqa: E712 - the live answer to each row where they differ
+    assert made.rows["v2"].all()
+    answers = pd.concat(given).set_index("prediction_id")["prediction"]
+    assert not answers[made.rows["prediction_id"]].any()
+    assert made.table.loc["share of True", "v2"] == 1
+
+
 def test_a_real_canary_with_labels_is_found_better(flight_model, sample_flights):
     X, y = sample_flights(1)
     with running(DummyClassifier(strategy="constant", constant=True).fit(X, y), "race", X, y) as (_service, _home):
