@@ -98,9 +98,11 @@ def environment(env: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]
     for name in names:
         if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII)):
             shown = name.partition("=")[0] if isinstance(name, str) else type(name).__name__
-            msg = f"env names {shown[:60]!r}, which is no environment variable"
-            told = isinstance(name, str) and "=" in name
-            raise GateError(msg, "Give the name alone: its value would stand in a history." if told else "")
+            if isinstance(name, str) and "=" in name:
+                msg = f"env names variables, and {shown[:60]!r} came with a value"
+                raise GateError(msg, "Give the name alone: the value would stand in a history.")
+            msg = f"env names {shown[:60]!r}, which can be no environment variable"
+            raise GateError(msg)
         value: Any = given[name] if isinstance(given, Mapping) else os.environ.get(name)
         if value is None:
             msg = f"the environment has no {name}, which this gate needs"

@@ -118,7 +118,7 @@ def test_names_alone_have_to_be_in_the_environment(monkeypatch):
 @pytest.mark.parametrize(
     "env, message",
     [
-        (["DB_PASSWORD=opensesame"], "env names 'DB_PASSWORD', which is no environment variable. Give the name alone"),
+        (["DB_PASSWORD=opensesame"], "env names variables, and 'DB_PASSWORD' came with a value. Give the name alone"),
         ({"A B": "opensesame"}, "env names 'A B'"),
         ({3: "opensesame"}, "env names 'int'"),
         ({"DB_PASSWORD": 12}, "env gives DB_PASSWORD a int"),
