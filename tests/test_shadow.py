@@ -100,7 +100,10 @@ def saved():
 @pytest.fixture
 def mood(saved, home):
     """A version is saved; what is written into this file, it does."""
-    shutil.copytree(saved, home.parent, dirs_exist_ok=True)
+    for part in ("home/versions", "bentoml/models"):  # beside them a Bento is still being built
+        shutil.copytree(saved / part, home.parent / part)
+    for made in (home, home.parent / "bentoml"):
+        made.chmod(0o700)
     return mood_path()
 
 
