@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from nbdeploy import processes, traffic_split
+from nbdeploy import processes, traffic_split, traffic_words
 from nbdeploy.home import check_name, folder, lock, read_json, write_json
 
 
@@ -117,14 +117,16 @@ class Traffic:
         told = [f"{version} {weight:g} %" for version, weight in self.weights.items()]
         told += [f"shadow {version}" for version in self.shadow]
         told += [f"sticky by {self.sticky}"] if self.sticky and len(self.weights) > 1 else []
-        told += [*self._told_plans(), *([self._told_memory()] if self.memory else [])]
-        return f"Traffic({self.name}: {', '.join(told)})"
+        told += [self._told_memory()] if self.memory else []
+        told = [", ".join(told), *self._told_plans()]
+        return f"Traffic({self.name}: {'; '.join(told)})"
 
     def _repr_html_(self) -> str:
         rows = "".join(
             f'<tr><td style="text-align: left">{html.escape(version)}</td>'
             f'<td style="text-align: left">{self.role(version)}</td>'
-            f'<td>{self.share(version):g} %</td><td style="text-align: left">{_bar(self.share(version))}</td></tr>'
+            f"<td>{f'{self.share(version):g} %' if version in self.weights else ''}</td>"
+            f'<td style="text-align: left">{_bar(self.share(version)) if version in self.weights else ""}</td></tr>'
             for version in self.used
         )
         sticky = f"<div>sticky by <code>{html.escape(self.sticky)}</code></div>" if self.sticky else ""
@@ -134,16 +136,8 @@ class Traffic:
         return f"<b>{html.escape(self.name)}</b><table>{rows}</table>{sticky}{back}{plans}{memory}"
 
     def _told_plans(self) -> list[str]:
-        plans = []
-        if self.guard is not None:
-            plans.append(f"guard: {self.guard['told']}")
-            if tripped := self.guard["tripped"]:
-                plans.append(f"{tripped['version']} was taken out of traffic: {tripped['why']}")
-            plans += [f"{version}: {run['said']}" for version, run in self.guard["watch"].items() if run["said"]]
-        if self.rollout is not None:
-            said = self.rollout["run"]["said"]
-            plans.append(f"rollout of {self.rollout['told']}" + (f"; {said}" if said else ""))
-        return plans
+        told = [f"rollout of {traffic_words.rollout(self.rollout)}"] if self.rollout else []
+        return [*told, f"guard: {traffic_words.guard(self.guard)}"] if self.guard else told
 
     def _told_memory(self) -> str:
         each = [f"{old >> 20} → {new >> 20} MB" if old else f"{new >> 20} MB" for old, new in self.memory]
