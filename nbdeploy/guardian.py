@@ -245,23 +245,26 @@ class Guardian:
 
 
 class DriftWatch:
-    """The drift of canaries, measured now and then by a child."""
+    """The drift of canaries, measured now and then by a child: one at a time, each canary in its turn."""
 
-    def __init__(self, name: str, every: float = DRIFT_EVERY) -> None:
-        self.name, self._every = name, every
+    def __init__(
+        self, name: str, every: float = DRIFT_EVERY, start: Callable[..., subprocess.Popen[bytes]] | None = None
+    ) -> None:
+        self.name, self._every, self._start = name, every, start or start_task
         self._child: subprocess.Popen[bytes] | None = None
         self._asked: tuple[str, float] = "", 0.0
-        self._began = float("-inf")
-        self._found: dict[tuple[str, float], float | None] = {}
+        self._began: dict[str, float] = {}  # by version
+        self._found: dict[str, tuple[float, float | None]] = {}  # by version: in which run, and what
 
     def __call__(self, version: str, since: float, rows: int) -> float | None:
         """The share of drifted columns as last measured in the run of `version` that began at `since`."""
         self._collect()
-        waited = time.monotonic() - self._began
+        waited = time.monotonic() - self._began.get(version, float("-inf"))
         if self._child is None and rows >= DRIFT_ROWS and waited >= self._every:
-            self._asked, self._began = (version, since), time.monotonic()
-            self._child = start_task(self.name, "drift", version, _iso(since))
-        return self._found.get((version, since))
+            self._asked, self._began[version] = (version, since), time.monotonic()
+            self._child = self._start(self.name, "drift", version, _iso(since))
+        run, score = self._found.get(version, (since, None))
+        return score if run == since else None
 
     def close(self) -> None:
         if self._child is not None:
@@ -272,15 +275,16 @@ class DriftWatch:
     def _collect(self) -> None:
         if self._child is None:
             return
+        version, since = self._asked
         if self._child.poll() is None:
-            if time.monotonic() - self._began > TASK_TIMEOUT:
+            if time.monotonic() - self._began[version] > TASK_TIMEOUT:
                 self._child.kill()
             return
         answer = _answer(self._child)
         self._child = None
         if problem := answer.get("error"):
-            say(f"the drift of {self._asked[0]} is not known: {problem}")
-        self._found = {self._asked: answer.get("score")}
+            say(f"the drift of {version} is not known: {problem}")
+        self._found[version] = since, answer.get("score")
 
 
 def promote_in_child(name: str, version: str, why: str) -> str:

@@ -24,7 +24,10 @@ from nbdeploy.home import note_in_work, write_note
 
 INTERVAL = 0.25  # seconds between two writes
 # The bounds of histograms of seconds. They stand here for whoever reads them and must not load pandas.
-SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+SECONDS = (
+    0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.75,
+    1, 2.5, 5, 10, 30, 60,
+)  # fmt: skip
 ENDED = "ended.json"
 MAX_ENDED = 1_000  # names of files that are counted in ENDED already, and may still be there
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from nbdeploy import routing
-from nbdeploy.guardian import Guardian
+from nbdeploy.guardian import DriftWatch, Guardian
 from nbdeploy.home import lock
 from nbdeploy.release_plan import GuardRules, Rollout, Run
 from nbdeploy.version_numbers import VersionNumbers
@@ -477,6 +477,54 @@ def test_counters_of_a_service_that_began_anew_count_from_zero(world):
     world.look(1)
 
     assert weights() == {"v1": 100}
+
+
+# -- drift --------------------------------------------------------------------------------------------------
+
+
+def measured(drift, versions, seconds=10.0):
+    """What is known of each version in its run, after a while of looks."""
+    found, deadline = {}, time.monotonic() + seconds
+    while time.monotonic() < deadline and None in [found.get(version) for version in versions]:
+        for version in versions:
+            found[version] = drift(version, 5.0, 1000)
+        time.sleep(0.05)
+    return found
+
+
+def task(code):
+    return lambda *_words: subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+
+
+def test_each_of_two_canaries_is_measured_in_its_turn():
+    started = []
+
+    def start(_name, _task, version, _since):
+        started.append(version)
+        return task(f"print('{{\"score\": 0.{version[1:]}}}')")()
+
+    drift = DriftWatch(NAME, start=start)
+
+    assert measured(drift, ["v2", "v3"]) == {"v2": 0.2, "v3": 0.3}
+    assert started == ["v2", "v3"]  # and not again within a minute
+    assert drift("v2", 6.0, 1000) is None  # another run
+
+
+def test_few_rows_are_not_measured():
+    drift = DriftWatch(NAME, start=task("raise SystemExit(1)"))
+
+    assert drift("v2", 5.0, 499) is None
+    assert drift._child is None
+
+
+@pytest.mark.parametrize("code", ["import os; os.abort()", "print('{')", 'print(\'{"error": "no Evidently"}\')'])
+def test_a_measurement_that_fails_is_told_and_tried_again(code, capfd):
+    drift = DriftWatch(NAME, every=0.0, start=task(code))
+
+    assert measured(drift, ["v2"], 1.0) == {"v2": None}
+    drift.close()
+
+    assert capfd.readouterr().err.count("the drift of v2 is not known") > 1
 
 
 # -- the process --------------------------------------------------------------------------------------------

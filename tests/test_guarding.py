@@ -13,7 +13,7 @@ import pytest
 
 import nbdeploy
 from nbdeploy import processes, routing
-from nbdeploy.errors import InputError, NotFound, ReleaseError, ServiceError
+from nbdeploy.errors import GateError, InputError, NotFound, ReleaseError, ServiceError
 from services import own_home
 
 NAME = "flight-delay"
@@ -98,10 +98,6 @@ def guardian(service):
     return found[0] if found else None
 
 
-def passed_gate(name, version):
-    """The gate is another's matter: until there is one, every version may be promoted."""
-
-
 # -- guard --------------------------------------------------------------------------------------------------
 
 
@@ -129,7 +125,7 @@ def test_a_canary_that_fails_is_taken_out_by_itself_and_history_says_why(service
 
 
 def test_a_clean_canary_is_promoted_where_that_was_asked_for(service):
-    passed_gate(NAME, "v3")
+    assert nbdeploy.validate(NAME, "v3", progress=False).passed
     nbdeploy.guard(NAME, error_rate=0.02, canary_minutes=SECONDS, then="promote")
     nbdeploy.traffic(NAME, v1=50, v3=50)
 
@@ -190,7 +186,10 @@ def test_a_guard_shows_itself():
 
 
 def test_a_rollout_ends_in_a_promotion_without_a_failed_request(service):
-    passed_gate(NAME, "v3")
+    with pytest.raises(GateError, match="v3 has not passed the gate"):
+        nbdeploy.rollout(NAME, "v3", steps=[10, 50, 100])
+    assert share("v3") == 0
+    assert nbdeploy.validate(NAME, "v3", progress=False).passed
     seen = [nbdeploy.rollout(NAME, "v3", steps=[10, 50, 100], minutes=SECONDS).share("v3")]
 
     with Client(service) as client:
