@@ -16,7 +16,7 @@ import traitlets
 from IPython import get_ipython
 from IPython.display import display
 
-from nbdeploy.panel_static import Snapshot, plain
+from nbdeploy.panel_static import Snapshot, escaped, plain
 
 REFRESH = 3.0
 
@@ -41,6 +41,13 @@ class Form(anywidget.AnyWidget):
     _esm = _source("panel_form.js")
     fields = traitlets.List(traitlets.Dict()).tag(sync=True)
     values = traitlets.List(traitlets.Unicode()).tag(sync=True)
+
+
+class TrafficControl(anywidget.AnyWidget):
+    """The slider and the buttons of the traffic. `facts` are those of `nbdeploy.panel_release.Release.control`."""
+
+    _esm = _source("panel_traffic.js")
+    facts = traitlets.Dict().tag(sync=True)
 
 
 class _Root(widgets.VBox):  # type: ignore[misc]
@@ -82,6 +89,9 @@ class Kit:
 
     def form(self) -> Any:
         return _named(Form(layout=self._layout), "form")
+
+    def traffic(self) -> Any:
+        return _named(TrafficControl(layout=self._layout), "control")
 
 
 def put(widget: Any, value: str) -> None:
@@ -132,7 +142,7 @@ class Work:
         done, total = self.steps
         bar = f'<progress value="{done}" max="{total}"></progress><span>{done} of {total} cells</span>' if total else ""
         seconds = f"{time.monotonic() - self.began:.0f} s"
-        return f'<div class="nbdeploy-work" role="status"><span>{self.title} … {seconds}</span>{bar}</div>'
+        return f'<div class="nbdeploy-work" role="status"><span>{escaped(self.title)} … {seconds}</span>{bar}</div>'
 
 
 class View:

@@ -32,6 +32,7 @@ STYLE = """<style>
 .nbdeploy-panel-static table { margin: 0 0 8px; font-size: inherit; border-collapse: collapse }
 .nbdeploy-panel-static th, .nbdeploy-panel-static td { text-align: left !important; vertical-align: top;
   padding: 4px 16px 4px 0; white-space: normal; overflow-wrap: anywhere }
+.nbdeploy-panel-static th { white-space: nowrap }
 .nbdeploy-panel-static pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 8px 0 }
 </style>"""
 
@@ -42,7 +43,7 @@ class Facts:
 
     Attributes
     ----------
-    name, state, version, candidates, url, since : str
+    name, state, version, candidates, shadow, url, since : str
         Empty where there is none.
     pid : int
     predictions : int
@@ -66,6 +67,7 @@ class Facts:
     workers: int = 0
     unreadable: int = 0
     stale: str = ""
+    shadow: str = ""
 
     @property
     def running(self) -> bool:
@@ -78,6 +80,7 @@ class Facts:
             ("state", f"{STATES.get(self.state, '')} {self.state}"),
             ("version", self.version or "none served yet"),
             ("candidates", self.candidates),
+            ("shadow", self.shadow),
             ("URL", self.url),
             ("since", moment(self.since)),
             ("predictions", f"{self.predictions:,}"),
@@ -93,6 +96,7 @@ class Snapshot:
     chosen: Facts | None
     everyone: Sequence[Facts] | None = None
     result: str = ""
+    releases: Sequence[tuple[str, str]] = ()  # heading and text, as `Facts.rows`
 
     def text(self) -> str:
         """Plain text, for a console and where HTML is not shown."""
@@ -100,7 +104,7 @@ class Snapshot:
         if self.everyone is not None:
             blocks.append("\n".join(self._line(facts) for facts in self.everyone) or NOTHING)
         if self.chosen is not None:
-            blocks.append("\n".join(f"{heading:<12} {text}" for heading, text in self.chosen.rows()))
+            blocks.append("\n".join(f"{heading:<12} {text}" for heading, text in self._rows()))
         if self.result:
             blocks.append(plain(self.result)[:MAX_RESULT])
         return "\n\n".join(blocks)
@@ -111,7 +115,7 @@ class Snapshot:
         if self.everyone is not None:
             blocks.append(overview(self.everyone) if self.everyone else f"<p>{escaped(NOTHING)}</p>")
         if self.chosen is not None:
-            rows = "".join(f"<tr><th>{h}</th><td>{escaped(text)}</td></tr>" for h, text in self.chosen.rows())
+            rows = "".join(f"<tr><th>{h}</th><td>{escaped(text)}</td></tr>" for h, text in self._rows())
             blocks.append(f"<table>{rows}</table>")
         if self.result:
             blocks.append(f"<pre>{escaped(self.result[:MAX_RESULT])}</pre>")
@@ -121,6 +125,10 @@ class Snapshot:
             '<span class="nbdeploy-panel-note">Disconnected? Run this cell again for the live panel.</span></small></p>'
         )
         return f'{STYLE}<div class="nbdeploy-panel-static">{"".join(blocks)}{note}</div>'
+
+    def _rows(self) -> list[tuple[str, str]]:
+        own = self.chosen.rows() if self.chosen is not None else []
+        return [*own, *((heading, plain(text)) for heading, text in self.releases)]
 
     @staticmethod
     def _line(facts: Facts) -> str:
@@ -157,7 +165,7 @@ def title(facts: Facts) -> str:
 def facts_list(facts: Facts) -> str:
     """The smaller facts as HTML."""
     since = f"{moment(facts.since)}, {ago(facts.since)}" if facts.running and facts.since else ""
-    pairs = [("since", since), ("predictions", f"{facts.predictions:,}"), ("candidates", facts.candidates)]
+    pairs = [("since", since), ("predictions", f"{facts.predictions:,}")]
     pairs += [("damaged log lines", f"{facts.unreadable:,}")] if facts.unreadable else []
     pairs += [("stale", facts.stale)] if facts.stale else []
     return "".join(

@@ -13,10 +13,14 @@ from typing import Any
 from nbdeploy import deployment, model_store, panel_form, validation, watching, workflow
 from nbdeploy.errors import NbdeployError
 from nbdeploy.panel_parts import Kit, View, Work, displayed, put
+from nbdeploy.panel_release import Release
 from nbdeploy.panel_static import NOTHING, Facts, Snapshot, error_box, escaped, facts_list, overview, said, title
+from nbdeploy.panel_traffic import CHANGES, VALIDATE, TrafficPart
+from nbdeploy.routing import Traffic
 from nbdeploy.signature import Signature
 
 LOG_LINES = 12
+SHOWN = ("validate", VALIDATE, "drift")  # whose result is shown
 
 
 def panel(name: str | None = None) -> Panel | Overview:
@@ -39,13 +43,15 @@ def panel(name: str | None = None) -> Panel | Overview:
 
 
 class Panel(View):
-    """One deployment: what it is, what can be done with it, a form to try it, the end of its log.
+    """One deployment: what it is, what can be done with it, who answers whom, a form to try it, the end of its log.
 
     Attributes
     ----------
     name : str
     validate, drift, serve, stop, predict : ipywidgets.Button
         They call the functions of the same names in the background.
+    traffic : TrafficPart
+        The slider and the buttons of its releases.
     """
 
     def __init__(self, name: str, outer: View | None = None) -> None:
@@ -92,11 +98,13 @@ class Panel(View):
         self._link.on_msg(self._heard)
         self._form.on_msg(self._heard)
         ask = kit.box("ask", self.predict, self._answer)
+        self.traffic = TrafficPart(name, kit, self._start)
         self.box = kit.box(
             "box",
             kit.box("head", self._title, kit.box("actions", self.validate, self.drift, self.serve, self.stop)),
             kit.box("facts", self._link, self._list),
             self._works,
+            self.traffic.box,
             self._output,
             kit.box("try", self._heading, self._form, ask, vertical=True),
             self._tail,
@@ -106,7 +114,8 @@ class Panel(View):
     # -- what is shown ----------------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
-        return Snapshot(self._stated(), result=self._error or self._trouble or self._result)
+        result = self._error or self.traffic.error or self._trouble or self._result
+        return Snapshot(self._stated(), result=result, releases=self.traffic.release.rows())
 
     def refresh(self) -> None:
         with self._looking:
@@ -114,11 +123,15 @@ class Panel(View):
                 facts, trouble = _facts(self.name), ""
             except NbdeployError as error:  # its versions were deleted, or a state file is damaged
                 facts, trouble = Facts(self.name), said(error)
+            release = Release(Traffic(self.name))
+            with suppress(NbdeployError, OSError):
+                release = self.traffic.look()
             log = self._read_log(facts)
             with suppress(NbdeployError, OSError):  # the facts above say what is wrong with it
                 self._fill_form(facts)
             with self._lock:
                 self._facts, self._trouble, self._log = facts, trouble, log
+                self.traffic.release = release
                 self._show()
 
     def _stated(self) -> Facts:
@@ -135,7 +148,7 @@ class Panel(View):
             facts = self._stated()
             put(self._title, title(facts))
             put(self._list, facts_list(facts))
-            working = (work.markup() for work in self._busy.values())
+            working = (work.markup() for verb, work in self._busy.items() if verb not in self.traffic.verbs)
             put(self._works, "".join(working) + error_box(self._error or self._trouble))
             log = (
                 f'<pre tabindex="0">{escaped(self._log[1])}</pre>'
@@ -143,6 +156,7 @@ class Panel(View):
                 else "<p>It has said nothing yet.</p>"
             )
             put(self._tail, f'<div class="nbdeploy-section">Log</div>{log}')
+            self.traffic.show(self._busy)
             self._link.url = facts.url if facts.running else ""
             changing = "serve" in self._busy or "stop" in self._busy
             possible = {
@@ -193,34 +207,53 @@ class Panel(View):
                 screen.seen(more)
 
     def _clicked(self, verb: str) -> None:
-        button, doing, _ = self._actions[verb]
+        button, doing, action = self._actions[verb]
+        if not button.disabled:  # else it is a second click that was on its way
+            self._start(verb, doing, action)
+
+    def _start(self, verb: str, doing: str, action: Callable[[Work], object]) -> None:
         with self._lock:
-            if button.disabled:  # a second click that was on its way
+            if verb in self._busy or (verb in CHANGES and CHANGES & self._busy.keys()):
                 return
             self._busy[verb] = work = Work(doing, self._show)
-            self._error = ""
+            self._fail(verb, "")
             self._show()
-        threading.Thread(target=self._run, args=[verb, work], name=f"nbdeploy-panel-{verb}", daemon=True).start()
+        threading.Thread(
+            target=self._run, args=[verb, work, action], name=f"nbdeploy-panel-{verb}", daemon=True
+        ).start()
         threading.Thread(target=work.tick, name="nbdeploy-panel-clock", daemon=True).start()
 
-    def _run(self, verb: str, work: Work) -> None:
+    def _run(self, verb: str, work: Work, action: Callable[[Work], object]) -> None:
         failure, result, shown = "", None, None
         try:
-            result = self._actions[verb][2](work)
-            if verb in ("validate", "drift"):
+            result = action(work)
+            if verb in SHOWN:
                 shown = displayed(result)
         except BaseException as error:  # noqa: BLE001 - it becomes a line of text; nobody could catch it here
             failure = said(error)
+        release = self.traffic.release
+        if verb in self.traffic.verbs:  # what is shown is from before
+            with suppress(NbdeployError, OSError):
+                release = self.traffic.look()
         work.done.set()
         with self._lock:
+            self.traffic.release = release
             del self._busy[verb]
-            if verb == "predict":
-                put(self._answer, error_box(failure) or str(result))
-            else:
-                self._error = failure
+            self._fail(verb, failure)
+            if verb == "predict" and not failure:
+                put(self._answer, str(result))
             if shown is not None:
                 self._output.outputs, self._result = shown, repr(result)
         self.refresh()
+
+    def _fail(self, verb: str, failure: str) -> None:
+        """Say what went wrong where the user looks."""
+        if verb in self.traffic.verbs:
+            self.traffic.error = failure
+        elif verb != "predict":
+            self._error = failure
+        elif failure:
+            put(self._answer, error_box(failure))
 
     def _validate(self, work: Work) -> object:
         run: Any = validation.validate(self.name, wait=False, progress=False, on_progress=work.on_progress)

@@ -124,7 +124,8 @@ class Traffic:
         rows = "".join(
             f'<tr><td style="text-align: left">{html.escape(version)}</td>'
             f'<td style="text-align: left">{self.role(version)}</td>'
-            f'<td>{self.share(version):g} %</td><td style="text-align: left">{_bar(self.share(version))}</td></tr>'
+            f'<td>{f"{self.share(version):g} %" if version in self.weights else ""}</td>'
+            f'<td style="text-align: left">{_bar(self.share(version)) if version in self.weights else ""}</td></tr>'
             for version in self.used
         )
         sticky = f"<div>sticky by <code>{html.escape(self.sticky)}</code></div>" if self.sticky else ""
@@ -133,17 +134,28 @@ class Traffic:
         plans = "".join(f"<div>{html.escape(plan)}</div>" for plan in self._told_plans())
         return f"<b>{html.escape(self.name)}</b><table>{rows}</table>{sticky}{back}{plans}{memory}"
 
+    @property
+    def told_guard(self) -> str:
+        """What the guard allows, and what it has done; '' without one."""
+        if self.guard is None:
+            return ""
+        told = [self.guard["told"]]
+        if tripped := self.guard["tripped"]:
+            told.append(f"{tripped['version']} was taken out of traffic: {tripped['why']}")
+        told += [f"{version}: {run['said']}" for version, run in self.guard["watch"].items() if run["said"]]
+        return "; ".join(told)
+
+    @property
+    def told_rollout(self) -> str:
+        """How far the rollout is, and what it waits for; '' without one."""
+        if self.rollout is None:
+            return ""
+        said = self.rollout["run"]["said"]
+        return str(self.rollout["told"]) + (f"; {said}" if said else "")
+
     def _told_plans(self) -> list[str]:
-        plans = []
-        if self.guard is not None:
-            plans.append(f"guard: {self.guard['told']}")
-            if tripped := self.guard["tripped"]:
-                plans.append(f"{tripped['version']} was taken out of traffic: {tripped['why']}")
-            plans += [f"{version}: {run['said']}" for version, run in self.guard["watch"].items() if run["said"]]
-        if self.rollout is not None:
-            said = self.rollout["run"]["said"]
-            plans.append(f"rollout of {self.rollout['told']}" + (f"; {said}" if said else ""))
-        return plans
+        plans = [f"guard: {self.told_guard}"] if self.guard is not None else []
+        return [*plans, f"rollout of {self.told_rollout}"] if self.rollout is not None else plans
 
     def _told_memory(self) -> str:
         each = [f"{old >> 20} → {new >> 20} MB" if old else f"{new >> 20} MB" for old, new in self.memory]

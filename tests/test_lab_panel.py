@@ -123,6 +123,81 @@ def test_what_would_like_to_be_markup_stays_text(lab):
     assert lab.page_errors == []
 
 
+SECOND = """
+second = make_pipeline(columns, LogisticRegression(C=0.1)).fit(X, y)
+nbdeploy.save(second, "flight-delay", X=X, y=y)
+nbdeploy.panel("flight-delay")
+"""
+MARKUP = "</script><img src=x onerror=document.title='pwned'><script>document.title='pwned'</script>"
+
+
+def test_a_release_with_the_mouse(lab):
+    lab.open(lab.write("release.ipynb", DEPLOY, SECOND))
+    lab.run_all()
+    live = lab.output(1).locator(".nbdeploy-panel")
+    table, history = live.locator(".nbdeploy-versions"), live.locator(".nbdeploy-history")
+    slider = live.get_by_role("slider", name="Share of v2")
+
+    def button(name):
+        return live.get_by_role("button", name=name, exact=True)
+
+    def shares():
+        return dict(nbdeploy.traffic("flight-delay").weights)
+
+    lab.wait_for(button("Promote v2 (v1 stays loaded)"))
+    assert button("Roll back").is_disabled()
+    assert live.get_by_text("Nothing was live before v1.").is_visible()
+    assert button("Apply split").is_disabled()
+    if button("Promote v2 (v1 stays loaded)").is_disabled():
+        button("Validate v2").click()
+        lab.wait_for(live.get_by_text("Validating v2"))
+        lab.wait_for(live.get_by_text("flight-delay v2 passed"), timeout=120)
+
+    # Dragging says what it would be, and changes nothing.
+    slider.fill("30")
+    lab.wait_for(live.get_by_text("v1 70 %, v2 30 %"))
+    assert shares() == {"v1": 100}
+    lab.click(button("Apply split"), table.get_by_text("30 %", exact=True))
+    assert shares() == {"v1": 70, "v2": 30}
+    answered = nbdeploy.predict("flight-delay", nbdeploy.versions("flight-delay")[0].reference.head(400))
+    assert set(answered["version"]) <= {"v1", "v2"}
+
+    # Two steps, of which the first changes nothing.
+    button("Promote v2 (v1 stays loaded)").click()
+    lab.wait_for(live.get_by_text("All requests go to v2, and none fails. v1 stays loaded"))
+    button("Cancel").click()
+    button("Promote v2 (v1 stays loaded)").click()
+    live.get_by_label("Why", exact=True).fill(MARKUP)
+    for width in (1280, 900):
+        lab.set_viewport(width, 900)
+        for theme in ("light", "dark"):
+            lab.set_theme(theme)
+            lab.shot(f"release-{theme}-{width}", live)
+        assert live.evaluate("panel => panel.scrollWidth <= panel.clientWidth")
+    assert nbdeploy.traffic("flight-delay").live == "v1"
+    lab.click(button("Promote v2"), button("Roll back to v1"))
+    assert shares() == {"v2": 100}
+    lab.wait_for(live.locator(".nbdeploy-title").get_by_text("v2"))
+    lab.wait_for(history.get_by_text(MARKUP))
+    assert nbdeploy.history("flight-delay")["why"].iloc[0] == MARKUP
+
+    button("Roll back to v1").click()
+    lab.wait_for(live.get_by_text("All requests go back to v1, and none fails. v2 stays saved."))
+    live.locator(".nbdeploy-confirm").get_by_role("button", name="Roll back to v1").click()
+    lab.wait_for(history.get_by_text("rollback"))
+    assert nbdeploy.traffic("flight-delay").live == "v1"
+    assert set(nbdeploy.predict("flight-delay", nbdeploy.versions("flight-delay")[0].reference.head(9))["version"]) == {
+        "v1"
+    }
+    lab.wait_for(button("Roll back"))
+    assert button("Roll back").is_disabled()
+    lab.shot("release-after", live)
+
+    assert "pwned" not in lab.page.title()
+    assert lab.output(1).locator("img, script").count() == 0
+    assert lab.page_errors == []
+
+
 @pytest.mark.parametrize("end", ["kill", "shutdown"])
 def test_a_panel_goes_when_its_cell_runs_again_and_when_its_kernel_ends(lab, end):
     source = """

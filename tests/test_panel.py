@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import nbdeploy
-from nbdeploy import model_store, panel_form, panel_parts, panel_static, panel_view, validation, watching, workflow
+from nbdeploy import model_store, panel_form, panel_parts, panel_static, panel_view, routing, validation, watching, workflow
 from nbdeploy.errors import DriftError, NotFound
 from nbdeploy.panel_static import Facts, Snapshot
 from nbdeploy.signature import Column, Signature
@@ -459,6 +459,8 @@ def test_a_saved_notebook_holds_a_readable_table_and_little_else(tmp_path, fligh
 
     X, y = flights
     nbdeploy.save(flight_model, "flight-delay", X=X, y=y, progress=False)
+    routing.go_live("flight-delay", "v1", "first release " * 30)
+    routing.change("flight-delay", lambda old: old.split(v1=90, v2=10), action="traffic", why="a canary " * 30)
     source = "import nbdeploy\nnbdeploy.panel('flight-delay')"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
 
@@ -467,6 +469,7 @@ def test_a_saved_notebook_holds_a_readable_table_and_little_else(tmp_path, fligh
     static, live = notebook.cells[0].outputs
     assert "flight-delay" in static["data"]["text/html"]
     assert "stopped" in static["data"]["text/plain"]
+    assert "v1 live 90 %" in static["data"]["text/plain"]
     assert live["data"]["text/plain"] == ""
     assert notebook.metadata["widgets"]
     assert len(nbformat.writes(notebook).encode()) < 60_000
@@ -475,9 +478,9 @@ def test_a_saved_notebook_holds_a_readable_table_and_little_else(tmp_path, fligh
 
 
 def test_the_scripts_are_small():
-    scripts = [panel_parts._source(name) for name in ("panel_link.js", "panel_form.js")]
+    scripts = [panel_parts._source(name) for name in ("panel_link.js", "panel_form.js", "panel_traffic.js")]
 
-    assert sum(map(len, scripts)) < 4_000
+    assert sum(map(len, scripts)) < 10_000
 
 
 def test_the_panel_is_what_nbdeploy_offers():
