@@ -107,7 +107,7 @@ def _candidates(verb: Verb, before: list[str], scope: dict[str, Any]) -> Iterato
     options = {flag: a for a in verb.arguments if not a.positional for flag in (a.flag, a.short) if flag}
     expected = _expected(verb, options, before)
     if expected is not None:
-        yield from _named(expected.kind, scope, before)
+        yield from _named(expected.names or expected.kind, scope, before)
     if expected is None or expected.positional:
         yield from ((flag, "option") for flag in [*options, "--help"] if flag.startswith("--"))
 
@@ -123,6 +123,8 @@ def _expected(verb: Verb, options: dict[str, Argument], before: list[str]) -> Ar
         else:
             filled += 1
     positionals = [argument for argument in verb.arguments if argument.positional]
+    if waiting is None and filled >= len(positionals) and positionals and positionals[-1].kind is Kind.SHARES:
+        return positionals[-1]  # which may be given any number of times
     return waiting or (positionals[filled] if filled < len(positionals) else None)
 
 
@@ -135,6 +137,12 @@ def _named(kind: Kind, scope: dict[str, Any], before: list[str] | None = None) -
         from nbdeploy import model_store
 
         yield from ((v.version, "version") for v in model_store.versions(before[0]))
+    elif kind is Kind.SHARES and before:
+        from nbdeploy import model_store
+
+        given = {word.partition("=")[0] for word in before}
+        saved = (v.version for v in reversed(model_store.versions(before[0])))
+        yield from ((f"{version}=", "version") for version in saved if version not in given)
     elif kind in (Kind.MODEL, Kind.FRAME, Kind.LABELS):
         yield from ((name, "variable") for name, value in list(scope.items()) if _fits(kind, name, value))
 

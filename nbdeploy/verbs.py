@@ -44,6 +44,7 @@ class Argument:
     required: bool = False  # of an option
     optional: bool = False  # of a positional
     short: str = ""
+    names: Kind | None = None  # what its values are, where `kind` says only how many
 
     @property
     def positional(self) -> bool:
@@ -128,6 +129,8 @@ SIGNATURE_CHANGE = Argument("--allow-signature-change", "though it refuses what 
 SINCE = Argument("--since", "how long ago (30m, 24h, 7d) or a moment (2026-01-31T08:00, UTC)")
 UNTIL = Argument("--until", "the end of the window, as --since")
 
+CANARY = 10  # percent, in what is proposed
+
 VERBS: dict[str, Verb] = {
     verb.name: verb
     for verb in (
@@ -155,7 +158,8 @@ VERBS: dict[str, Verb] = {
              "validate flight-delay v2 -p at_least=0.8", succeeded=lambda result, _values: bool(result.passed)),
         Verb("traffic", "say which version answers whom, or show it",
              (NAME, Argument("weights", "percent by version, together 100: v1=90 v2=10", Kind.SHARES, optional=True),
-              Argument("--shadow", "a version that answers into the log only; repeatable", Kind.LIST),
+              Argument("--shadow", "a version that answers into the log only; repeatable", Kind.LIST,
+                       names=Kind.VERSION),
               Argument("--no-shadow", "none does", Kind.OFF, "shadow"),
               Argument("--sticky", "a column, or a header such as X-Client-ID, that keeps an asker with one version"),
               Argument("--no-sticky", "each request is drawn", Kind.OFF, "sticky"),
@@ -275,19 +279,26 @@ def resolve(verb: Verb, values: Mapping[str, Any], resolver: Callable[[Kind, str
 
 def note(verb: Verb, result: Any) -> str:
     """What the user should know beside the result."""
-    if verb.name != "deploy":
+    if verb.name not in ("deploy", "save"):
         return ""
-    from nbdeploy import model_store
+    from nbdeploy import model_store, routing
 
-    newest = model_store.versions(result.name)[0]
-    if newest.version == result.version:
+    newest, traffic = model_store.versions(result.name)[0], routing.traffic(result.name)
+    if traffic.live in (None, newest.version):
         return ""
-    return (
-        f"{newest.tag} is saved as a candidate; live traffic stays with {result.version}. Next: "
-        f"%deploy validate {result.name} {newest.version}, then "
-        f"%deploy traffic {result.name} {result.version}=90 {newest.version}=10 for a canary, "
-        f"or %deploy promote {result.name} {newest.version}."
-    )
+    name, live, version = result.name, traffic.live, newest.version
+    shares = {**traffic.weights, live: traffic.share(live) - CANARY, version: CANARY}
+    split = " ".join(f"{each}={share:g}" for each, share in shares.items())
+    steps = {
+        f"validate {name} {version}": "run its gate, aside from the traffic",
+        f"traffic {name} {split}": f"a canary: it answers {CANARY} % of the requests",
+        f"promote {name} {version}": "it answers all, once it has passed its gate",
+    }
+    if shares[live] <= 0:
+        del steps[f"traffic {name} {split}"]
+    width = max(map(len, steps))
+    lines = [f"  %deploy {command:{width}}  {what}" for command, what in steps.items()]
+    return "\n".join([f"{newest.tag} is saved as a candidate; live traffic stays with {live}. Next:", *lines])
 
 
 def to_dict(result: Any) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from nbdeploy.home import check_name, folder, lock
 from nbdeploy.model_store import ModelVersion, Staged
 from nbdeploy.progress import Step, steps
 from nbdeploy.requirements import Requirement, pinned
+from nbdeploy.routing import Traffic
 from nbdeploy.serve_options import ServeOptions, with_serve_options
 from nbdeploy.watching import live_version, must_be_known
 
@@ -350,6 +351,7 @@ def asgi(name: str, version: str | None = None, **options: Any) -> HttpApp:
 def status(name: str | None = None) -> pd.DataFrame:
     """What runs and what is saved: one row per name, or the one of `name`.
 
+    ``candidates`` are the versions that have a share of the requests beside the live one, and those saved after it;
     ``unreadable`` counts lines of the log that a fault of the disk has damaged. ``stale`` says why what runs is not
     what this notebook would deploy now: a cell that defines what the model needs was edited or run again, or a
     package is another version here.
@@ -367,12 +369,14 @@ def status(name: str | None = None) -> pd.DataFrame:
         running = deployment.find(known)
         saved = model_store.versions(known)
         live = live_version(known)
+        traffic = routing.traffic(known)
         rows.append(
             {
                 "name": known,
                 "state": running.state if running else "stopped",
                 "version": running.version if running else live or "",
-                "candidates": ", ".join(v.version for v in saved if live and v.number > int(live[1:])),
+                "candidates": _candidates(traffic, saved),
+                "shadow": ", ".join(traffic.shadow),
                 "url": running.url if running else "",
                 "pid": running.pid if running else 0,
                 "since": running.since if running else "",
@@ -383,7 +387,8 @@ def status(name: str | None = None) -> pd.DataFrame:
             }
         )
     columns = [
-        "name", "state", "version", "candidates", "stale", "url", "predictions", "since", "pid", "workers", "unreadable",
+        "name", "state", "version", "candidates", "shadow", "stale", "url", "predictions", "since", "pid", "workers",
+        "unreadable",
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=columns).set_index("name")
 
@@ -483,6 +488,15 @@ def _refuse_other_options(running: Deployment, options: Mapping[str, Any]) -> No
     if differing := running.options.differing(asked):
         msg = f"{running.name!r} is running already with {', '.join(differing)}"
         raise NbdeployError(msg, f"Stop it first: %deploy stop {running.name}.")
+
+
+def _candidates(traffic: Traffic, saved: Sequence[ModelVersion]) -> str:
+    """Who has a share beside the live version, and what was saved after it and has none."""
+    if traffic.live is None:
+        return ""
+    told = [f"{version} {traffic.share(version):g} %" for version in traffic.candidates]
+    known = [version.version for version in saved if version.number > int(traffic.live[1:])]
+    return ", ".join([*told, *(version for version in known if version not in traffic.used)])
 
 
 def _stale(version: ModelVersion | None) -> str:

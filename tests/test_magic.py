@@ -11,6 +11,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 import nbdeploy
+from nbdeploy import routing
 
 
 class Constant:
@@ -69,6 +70,25 @@ def test_a_second_version_is_announced_as_a_candidate(shell):
     _, said = run(shell, "%deploy model --name seven --data X_train")
 
     assert "seven:v2 is saved as a candidate; live traffic stays with v1" in said
+
+
+def test_what_comes_next_for_a_candidate_can_be_run_as_it_stands(shell):
+    nbdeploy.save(Constant(), "seven", X[["a"]])
+    nbdeploy.save(Constant(), "seven", X[["a"]])
+    routing.go_live("seven", "v1", "first release")
+    nbdeploy.traffic("seven", v1=90, v2=10)
+
+    _, said = run(shell, "%deploy save model --name seven --data X_train")
+
+    assert "seven:v3 is saved as a candidate; live traffic stays with v1. Next:" in said
+    lines = [line.split("  ")[1] for line in said.splitlines() if line.startswith("  %deploy")]
+    assert lines == [
+        "%deploy validate seven v3", "%deploy traffic seven v1=80 v2=10 v3=10", "%deploy promote seven v3",
+    ]  # fmt: skip
+    result, _ = run(shell, lines[1])
+    assert dict(result.result.weights) == {"v1": 80, "v2": 10, "v3": 10}
+    status, _ = run(shell, "%deploy status seven")
+    assert status.result["candidates"].tolist() == ["v2 10 %, v3 10 %"]
 
 
 def test_a_verb_wins_over_a_variable_of_its_name(shell):
@@ -156,6 +176,17 @@ def test_verbs_options_variables_deployments_and_versions_complete(shell):
     assert complete(shell, "%deploy model --data ") == ["X_train", "labelled"]
     assert complete(shell, "%deploy model --target y") == ["y_train"]
     assert complete(shell, "x = 1; va") != ["validate"]
+
+
+def test_versions_complete_where_traffic_is_split(shell):
+    nbdeploy.save(Constant(), "seven", X)
+    nbdeploy.save(Constant(), "seven", X)
+
+    assert complete(shell, "%deploy traffic seven v") == ["v1=", "v2="]
+    assert complete(shell, "%deploy traffic seven v1=90 v") == ["v2="]
+    assert complete(shell, "%deploy traffic seven v1=90 v2=10 --stic") == ["--sticky"]
+    assert complete(shell, "%deploy traffic seven --shadow ") == ["v2", "v1"]
+    assert complete(shell, "%deploy promote seven ")[:2] == ["v2", "v1"]
 
 
 def test_loading_twice_is_as_good_as_once(shell):
