@@ -139,17 +139,17 @@ class Release:
         held = self.traffic
         if held.live is None:
             return '<p>Nothing is live yet. "Serve" makes the newest version live.</p>'
-        counted = [version for version, numbers in self.numbers.items() if numbers.requests]
-        heads = ["version", "", "share", ""]
-        heads += ["requests", "errors", "p99"] if counted else []
+        asked = max((numbers.requests for numbers in self.numbers.values()), default=0)
+        counted = ["requests", "errors", "p99"][: (0 if not asked else 3 if asked >= P99_REQUESTS else 2)]
+        heads = ["version", "", "share", "", *counted]
         rows = []
         for version, role in self.versions():
             share = held.share(version)
             bar = f'<i class="nbdeploy-share" style="width:{share:.2f}%"></i>' if share else ""
             cells = f"<td>{escaped(version)}</td><td>{role}</td>"
             cells += f"<td>{f'{share:g} %' if share else ''}</td><td>{bar}</td>"
-            if counted:
-                cells += "".join(f"<td>{text}</td>" for text in _told(self.numbers.get(version)))
+            told = _told(self.numbers.get(version))
+            cells += "".join(f"<td>{text}</td>" for text in told[: len(counted)])
             kind = f' class="nbdeploy-is-{role}"' if role in ("live", "candidate") else ""
             rows.append(f"<tr{kind}>{cells}</tr>")
         head = "".join(f"<th>{text}</th>" for text in heads)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from nbdeploy import deployment, model_store, panel_release, releases, routing, version_numbers, workflow
+from nbdeploy import deployment, model_store, panel_release, releases, routing, validation, version_numbers
 from nbdeploy.errors import InputError, NbdeployError, ReleaseError
 from nbdeploy.panel_parts import Kit, Work, put
 from nbdeploy.panel_release import MAX_STEPS, Release
@@ -118,7 +118,7 @@ class TrafficPart:
         return releases.rollback(self._name, why=why, progress=False)
 
     def _validate(self, version: str, work: Work) -> object:
-        run: Any = workflow.validate(self._name, version, wait=False, progress=False, on_progress=work.on_progress)
+        run: Any = validation.validate(self._name, version, wait=False, progress=False, on_progress=work.on_progress)
         return run.result()
 
     def _still(self, live: str) -> Traffic:

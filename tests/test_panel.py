@@ -12,7 +12,17 @@ import pandas as pd
 import pytest
 
 import nbdeploy
-from nbdeploy import model_store, panel_form, panel_parts, panel_static, panel_view, routing, validation, watching, workflow
+from nbdeploy import (
+    model_store,
+    panel_form,
+    panel_parts,
+    panel_static,
+    panel_view,
+    routing,
+    validation,
+    watching,
+    workflow,
+)
 from nbdeploy.errors import DriftError, NotFound
 from nbdeploy.panel_static import Facts, Snapshot
 from nbdeploy.signature import Column, Signature

@@ -14,7 +14,7 @@ import pytest
 
 import nbdeploy
 from conftest import _use_home as use_home
-from nbdeploy import bento, panel_parts, releases, routing, traffic_words, workflow
+from nbdeploy import bento, panel_parts, releases, routing, traffic_words, validation
 from nbdeploy.errors import GateError
 from nbdeploy.panel_release import Release
 from nbdeploy.panel_static import Facts, Snapshot
@@ -292,7 +292,7 @@ def test_a_candidate_is_validated_aside_and_its_result_is_shown(monkeypatch):
 
         return Run()
 
-    monkeypatch.setattr(workflow, "validate", validate)
+    monkeypatch.setattr(validation, "validate", validate)
     view = nbdeploy.panel("says")
     tell(view, do="validate", version="v2")
     wait_for(lambda: "3 of 9 cells" in shown(view))
