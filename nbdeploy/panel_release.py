@@ -228,9 +228,8 @@ def _step(step: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
     """Moment, who, what, from where to where, and why; short texts."""
     old, new = str(step.get("from") or ""), str(step.get("to") or "")
     way = f"{old} → {new}" if old and old != new and step.get("action") != "traffic" else new
-    why = " ".join(plain(step.get("why", "")).split())
-    why = why or ", ".join(PurePath(path).name for path in str(step.get("evidence") or "").split(", "))
-    short = why if len(why) <= MAX_WHY else f"{why[: MAX_WHY - 1]}…"
+    evidence = ", ".join(PurePath(path).name for path in str(step.get("evidence") or "").split(", "))
+    short = _short(step.get("why") or evidence)
     return (
         moment(str(step.get("time", ""))),
         str(step.get("who", ""))[:40],

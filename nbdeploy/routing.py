@@ -124,7 +124,7 @@ class Traffic:
         rows = "".join(
             f'<tr><td style="text-align: left">{html.escape(version)}</td>'
             f'<td style="text-align: left">{self.role(version)}</td>'
-            f'<td>{f"{self.share(version):g} %" if version in self.weights else ""}</td>'
+            f"<td>{f'{self.share(version):g} %' if version in self.weights else ''}</td>"
             f'<td style="text-align: left">{_bar(self.share(version)) if version in self.weights else ""}</td></tr>'
             for version in self.used
         )
