@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from nbdeploy import traffic_words
 from nbdeploy.panel_static import escaped, moment, plain
 from nbdeploy.routing import Traffic
 from nbdeploy.version_numbers import VersionNumbers
@@ -16,7 +16,7 @@ from nbdeploy.version_numbers import VersionNumbers
 MAX_CHOICES = 8  # versions to choose from; %deploy traffic and promote take all
 MAX_SAVED = 3  # versions without requests that the table lists
 MAX_STEPS = 5
-MAX_WHY = 200
+MAX_WORDS = 300
 P99_REQUESTS = 100  # of fewer, the slowest hundredth is nobody
 
 
@@ -82,12 +82,12 @@ class Release:
                 "refused": "" if self.back else f"Nothing was live before {held.live}.",
             },
             "rollout": {
-                "says": plain(f"Rollout of {traffic_words.rollout(held.rollout)}"),
+                "says": _short(f"Rollout of {held.told_rollout}{_spent(held.rollout)}"),
                 "orders": ["resume" if held.rollout.get("paused") else "pause", "abort"] if orders else [],
             }
             if held.rollout
             else None,
-            "guard": plain(f"Guard: {traffic_words.guard(held.guard)}") if held.guard else "",
+            "guard": _short(f"Guard: {held.told_guard}") if held.guard else "",
         }
 
     def _choice(self, version: str) -> dict[str, Any]:
@@ -178,8 +178,8 @@ class Release:
         found = [
             ("traffic", ", ".join([*who, *self._notes()])),
             ("rollback", f"goes to {self.back}" if self.back else ""),
-            ("rollout", traffic_words.rollout(held.rollout) if held.rollout else ""),
-            ("guard", traffic_words.guard(held.guard) if held.guard else ""),
+            ("rollout", _short(held.told_rollout)),
+            ("guard", _short(held.told_guard)),
         ]
         lines = [" · ".join(filter(None, _step(step))) for step in self.steps[:MAX_STEPS]]
         found += [("" if index else "history", line) for index, line in enumerate(lines)]
@@ -213,13 +213,23 @@ def _told(numbers: VersionNumbers | None) -> tuple[str, str, str]:
     return f"{numbers.requests:,}", errors, p99
 
 
+def _spent(rollout: Mapping[str, Any]) -> str:
+    run = rollout["run"]
+    minutes = (run["spent"] + (0 if rollout["paused"] else max(0.0, time.time() - run["since"]))) / 60
+    return f"; {min(minutes, rollout['minutes']):.0f} min of this step are over"
+
+
+def _short(text: object) -> str:
+    line = " ".join(plain(text).split())
+    return line if len(line) <= MAX_WORDS else f"{line[: MAX_WORDS - 1]}…"
+
+
 def _step(step: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
     """Moment, who, what, from where to where, and why; short texts."""
     old, new = str(step.get("from") or ""), str(step.get("to") or "")
     way = f"{old} → {new}" if old and old != new and step.get("action") != "traffic" else new
-    why = " ".join(plain(step.get("why", "")).split())
-    why = why or ", ".join(PurePath(path).name for path in str(step.get("evidence") or "").split(", "))
-    short = why if len(why) <= MAX_WHY else f"{why[: MAX_WHY - 1]}…"
+    evidence = ", ".join(PurePath(path).name for path in str(step.get("evidence") or "").split(", "))
+    short = _short(step.get("why") or evidence)
     return (
         moment(str(step.get("time", ""))),
         str(step.get("who", ""))[:40],

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from nbdeploy import processes, traffic_split, traffic_words
+from nbdeploy import processes, traffic_split
 from nbdeploy.home import check_name, folder, lock, read_json, write_json
 
 
@@ -135,9 +135,28 @@ class Traffic:
         plans = "".join(f"<div>{html.escape(plan)}</div>" for plan in self._told_plans())
         return f"<b>{html.escape(self.name)}</b><table>{rows}</table>{sticky}{back}{plans}{memory}"
 
+    @property
+    def told_guard(self) -> str:
+        """What the guard allows, and what it has done; '' without one."""
+        if self.guard is None:
+            return ""
+        told = [self.guard["told"]]
+        if tripped := self.guard["tripped"]:
+            told.append(f"{tripped['version']} was taken out of traffic: {tripped['why']}")
+        told += [f"{version}: {run['said']}" for version, run in self.guard["watch"].items() if run["said"]]
+        return "; ".join(told)
+
+    @property
+    def told_rollout(self) -> str:
+        """How far the rollout is, and what it waits for; '' without one."""
+        if self.rollout is None:
+            return ""
+        said = self.rollout["run"]["said"]
+        return str(self.rollout["told"]) + (f"; {said}" if said else "")
+
     def _told_plans(self) -> list[str]:
-        told = [f"rollout of {traffic_words.rollout(self.rollout)}"] if self.rollout else []
-        return [*told, f"guard: {traffic_words.guard(self.guard)}"] if self.guard else told
+        plans = [f"guard: {self.told_guard}"] if self.guard is not None else []
+        return [*plans, f"rollout of {self.told_rollout}"] if self.rollout is not None else plans
 
     def _told_memory(self) -> str:
         each = [f"{old >> 20} → {new >> 20} MB" if old else f"{new >> 20} MB" for old, new in self.memory]

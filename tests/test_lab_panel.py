@@ -198,6 +198,31 @@ def test_a_release_with_the_mouse(lab):
     assert lab.page_errors == []
 
 
+def test_a_rollout_with_the_mouse(lab):
+    source = """
+import nbdeploy, pandas as pd
+class Says:
+    def __init__(self, word): self.word = word
+    def predict(self, X): return [self.word] * len(X)
+nbdeploy.deploy(Says("one"), "says", X=pd.DataFrame({"x": [1, 2]}))
+nbdeploy.save(Says("two"), "says", X=pd.DataFrame({"x": [1, 2]}))
+"""
+    lab.open(lab.write("rollout.ipynb", source, "nbdeploy.panel('says')"))
+    lab.run_all()
+    live = lab.output(1).locator(".nbdeploy-panel")
+    pause, resume, abort = (live.get_by_role("button", name=name) for name in ("Pause", "Resume", "Abort"))
+
+    nbdeploy.rollout("says", "v2", steps=[5, 50], minutes=30)  # from another process: the panel notices
+    lab.wait_for(live.get_by_text("Rollout of v2: 5 % (now), 50 %"), timeout=15)
+    lab.click(pause, resume)
+    assert nbdeploy.rollout("says").rollout["paused"]
+    lab.shot("release-rollout", live)
+    lab.click(resume, pause)
+    lab.click(abort, live.get_by_text("rollout of v2: aborted"))
+    assert dict(nbdeploy.traffic("says").weights) == {"v1": 100}
+    lab.page.wait_for_function("() => !document.querySelector('.nbdeploy-rollout').offsetParent")
+
+
 @pytest.mark.parametrize("end", ["kill", "shutdown"])
 def test_a_panel_goes_when_its_cell_runs_again_and_when_its_kernel_ends(lab, end):
     source = """

@@ -15,32 +15,21 @@ import pytest
 
 import nbdeploy
 from conftest import _use_home as use_home
-from nbdeploy import bento, panel_parts, releases, routing, traffic_words, validation
+from nbdeploy import panel_parts, releases, routing, validation
 from nbdeploy.errors import GateError
 from nbdeploy.panel_release import Release
 from nbdeploy.panel_static import Facts, Snapshot
+from nbdeploy.release_plan import GuardRules, Rollout, Run
 from nbdeploy.routing import Traffic
 from nbdeploy.version_numbers import VersionNumbers
 
 X = pd.DataFrame({"a": [1.0, 2.0], "carrier": ["UA", "AA"]})
 EVIL = "</td></script><img src=x onerror=document.title='x'><script>document.title='x'</script>"
-RUN = {"since": 1000.0, "spent": 60.0, "baseline": {}, "number": 0, "said": ""}
-ROLLOUT = {
-    "version": "v2",
-    "live": "v1",
-    "steps": [1.0, 10.0, 100.0],
-    "minutes": 10.0,
-    "at": 1,
-    "paused": False,
-    "run": RUN,
-}
+ROLLOUT = Rollout("v2", "v1", (1.0, 10.0, 100.0), 10.0, Run(1000.0), at=1).to_dict()
 GUARD = {
-    "rules": {"error_rate": 0.02, "p99_ms": 200.0, "drift": None},
-    "told": "errors at most 2 %, p99 at most 200 ms",
-    "watch": {"v2": RUN},
-    "tripped": None,
-    "refused": None,
-}
+    "rules": GuardRules(error_rate=0.02).to_dict(), "told": str(GuardRules(error_rate=0.02)), "watch": {}, "refused": None,
+    "tripped": {"time": "2026-01-31T08:15:00+00:00", "version": "v2", "why": "12 of 100 failed"},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,7 +99,6 @@ def stored(tmp_path_factory):
         use_home(patch, base / "home", base / "bentoml")
         for word in ("one", "two", "three"):
             nbdeploy.save(Says(word), "says", X, progress=False)
-        bento.wait("says")
     return base
 
 
@@ -118,8 +106,10 @@ def stored(tmp_path_factory):
 def three(stored, home, monkeypatch):
     """Three versions, the first of them live, none of them running, each with a passed gate."""
     monkeypatch.setattr(releases, "must_be_promotable", lambda *_args: [])
-    shutil.copytree(stored / "home", home)
-    shutil.copytree(stored / "bentoml", home.parent / "bentoml", symlinks=True)
+    for part in ("home/versions", "bentoml/models"):
+        shutil.copytree(stored / part, home.parent / part)
+    for made in (home, home.parent / "bentoml"):
+        made.chmod(0o700)
     routing.go_live("says", "v1", "first release")
 
 
@@ -354,20 +344,17 @@ def test_a_long_list_of_versions_stays_short():
 
 
 def test_a_rollout_says_how_far_it_is_and_can_be_paused_resumed_and_aborted():
-    held = Traffic("says", live="v1", weights={"v1": 90.0, "v2": 10.0}, rollout=ROLLOUT)
+    plan = Rollout("v2", "v1", (1.0, 10.0, 100.0), 10.0, Run(time.time() - 190, said="it waits\nfor requests"), at=1)
+    held = Traffic("says", live="v1", weights={"v1": 90.0, "v2": 10.0}, rollout=plan.to_dict())
+    paused = replace(held, rollout=plan.stopped(time.time()).to_dict())
 
-    def said(**changes):
-        return traffic_words.rollout({**ROLLOUT, **changes}, now=1130.0)
-
-    assert said() == "v2: 10 %, step 2 of 3 (1, 10, 100 %), 3 of 10 min"
-    assert said(paused=True).endswith("1 of 10 min, paused")
-    assert said(run={**RUN, "said": "it waits\nfor requests"}).endswith("min: it waits for requests")
-    assert Release(held).control()["rollout"]["orders"] == ["pause", "abort"]
-    assert Release(replace(held, rollout={**ROLLOUT, "paused": True})).control()["rollout"]["orders"] == [
-        "resume",
-        "abort",
-    ]
+    assert Release(held).control()["rollout"] == {
+        "says": "Rollout of v2: 1 %, 10 % (now), 100 %; 10 min each; it waits for requests; 3 min of this step are over",
+        "orders": ["pause", "abort"],
+    }
+    assert Release(paused).control()["rollout"]["orders"] == ["resume", "abort"]
     assert Release(held).control(orders=False)["rollout"]["orders"] == []
+    assert ("rollout", "v2: 1 %, 10 % (now), 100 %; 10 min each; it waits for requests") in Release(held).rows()
 
 
 @pytest.mark.usefixtures("three")
@@ -383,14 +370,13 @@ def test_an_order_for_a_rollout_reaches_it(monkeypatch):
     assert orders == [("says", {"pause": True})]
 
 
-def test_a_guard_says_what_holds_whom_it_watches_and_what_it_did():
-    assert traffic_words.guard(GUARD) == "errors at most 2 %, p99 at most 200 ms. It watches v2"
-    tripped = {"version": "v2", "why": "12 of 100 answers were errors"}
-    assert traffic_words.guard({**GUARD, "tripped": tripped}).endswith(
-        "v2 was taken out: 12 of 100 answers were errors"
+def test_a_guard_says_what_holds_and_what_it_did():
+    held = Traffic("says", live="v1", weights={"v1": 100.0}, guard=GUARD)
+
+    assert Release(held).control()["guard"] == (
+        "Guard: errors at most 2 %; a clean run of 30 min is noted; v2 was taken out of traffic: 12 of 100 failed"
     )
-    refused = {"version": "v2", "why": "it has no gate"}
-    assert traffic_words.guard({**GUARD, "refused": refused}).endswith("v2 was not promoted: it has no gate")
+    assert "12 of 100 failed" in Snapshot(Facts("says"), releases=Release(held).rows()).text()
 
 
 def test_nothing_of_a_release_becomes_markup():
@@ -398,8 +384,8 @@ def test_nothing_of_a_release_becomes_markup():
         step = {"time": text, "who": text, "action": text, "from": text, "to": text, "why": text, "evidence": text}
         held = Traffic(
             "says", live="v1", weights={"v1": 90.0, text: 10.0}, shadow=(f"{text}s",), sticky=text, before=(f"{text}b",),
-            rollout={**ROLLOUT, "version": text, "run": {**RUN, "said": text}},
-            guard={**GUARD, "tripped": {"version": text, "why": text}},
+            rollout=Rollout(text, "v1", (1.0, 10.0), 10.0, Run(0.0, said=text)).to_dict(),
+            guard={**GUARD, "told": text, "tripped": {"version": text, "why": text}},
         )  # fmt: skip
         return Release(held, (text, f"{text}b"), (step, {**step, "why": ""}))
 

@@ -84,7 +84,8 @@ export default {
         split.textContent = parts.filter(Boolean).join(', ');
         apply.textContent = 'Apply split';
         apply.disabled = busy || now === one.share;
-        apply.title = now === one.share ? 'This is how it is.' : `From now on ${split.textContent}${one.shadow ? `; ${one.version} shadows no more` : ''}.`;
+        const ends = [one.shadow && `; ${one.version} shadows no more`, steps && '; the rollout ends'].filter(Boolean);
+        apply.title = now === one.share ? 'This is how it is.' : `From now on ${split.textContent}${ends.join('')}.`;
         apply.classList.toggle('mod-primary', now !== one.share);
         select.disabled = slider.disabled = busy;
         validate.textContent = `Validate ${one.version}`;
