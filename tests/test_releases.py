@@ -481,3 +481,29 @@ def test_a_release_that_is_killed_midway_leaves_a_service_that_answers_and_can_b
         assert answering() == {"v1"}
     promote("v3")
     assert answering() == {"v3"}
+
+
+# -- the end of a service ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [1, 5, pytest.param(20, marks=pytest.mark.slow)])
+def test_what_is_in_flight_when_the_service_is_told_to_end_is_answered(seconds):
+    service = nbdeploy.deploy(Adder(1, slow=0.0), "adder", X)
+    nbdeploy.save(Adder(2, slow=float(seconds)), "adder", X.head(3))
+    nbdeploy.traffic("adder", v1=50, v2=50)
+    answers = []
+
+    def ask():
+        with nbdeploy.connect("adder") as http:
+            answer = http.post("/predict", params={"version": "v2"}, json=X.head(1).to_dict("records"))
+            answers.append((answer.status_code, answer.json().get("predictions")))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(0.5)
+    begun = time.monotonic()
+    os.kill(service.pid, signal.SIGTERM)
+    thread.join()
+    assert answers == [(200, [200.0])]
+    assert time.monotonic() - begun < seconds + 10
+    assert eventually(lambda: not psutil.pid_exists(service.pid))
