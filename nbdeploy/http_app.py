@@ -195,8 +195,12 @@ class HttpApp:
             raise Refused(404, "there is no such route; see /openapi.json")
         query = _query(scope.get("query_string", b""))
         named = call.table.named(call.routes, query)
-        by_rows = not named and route.read is not None and call.table.choice.by_row
-        route = call.answered_by(named or self._drawn(call, route))
+        choice = call.table.choice
+        split = not named and bool(choice.slots) and route.read is not None
+        by_rows = split and choice.by_row
+        if split and not by_rows:
+            named = call.table.drawn(call.routes, call.headers, call.request_id)
+        route = call.answered_by(named or choice.live)
         deadline = _Deadline()
         try:
             body = b""
@@ -218,17 +222,12 @@ class HttpApp:
             deadline.end()
         return reply
 
-    @staticmethod
-    def _drawn(call: _Call, route: Route) -> str:
-        if route.read is None:
-            return call.table.choice.live
-        return call.table.drawn(call.routes, call.headers, call.request_id)
-
     async def _answered(self, route: Route, asked: Asked, call: _Call, *, by_rows: bool) -> Reply:
         try:
             if route.read is None:
                 return await self._shown(route, asked)
-            question = await self._read(route, asked)
+            # As in `_read`, without a coroutine for what most are.
+            question = route.read(asked) if len(asked.body) <= INLINE_BYTES else await self._read(route, asked)
             call.rows = question.rows
             if not question.purpose:  # a user's
                 call.shadowed = (asked, question.request, question.rows)
@@ -264,7 +263,8 @@ class HttpApp:
             rows.setdefault(version if version in call.routes else call.table.choice.live, []).append(row)
         parts = dict.fromkeys(rows, question)
         for version in rows:
-            if version != call.version:  # which reads by its own signature
+            # Another version reads by its own signature, unless that finds the same in JSON.
+            if version != call.version and not (question.frame is None and version in call.table.alike):
                 read = await self._read(call.routes[version], asked)
                 parts[version] = replace(read, request=question.request)
         if len(rows) == 1:
@@ -372,7 +372,8 @@ class _Call:
 
     def answered_by(self, version: str) -> Route:
         """Who answers, and its route."""
-        self.let_go()
+        if self.holding:
+            self.let_go()
         self.version, self.endpoint = version, self.hold(version)
         route = self.route = self.routes[version]
         return route

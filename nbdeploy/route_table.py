@@ -44,11 +44,17 @@ class RouteTable:
         What is loaded, by version.
     routes : mapping
         By path, method and version. A path that names a version has no other.
+    live : Endpoint
+        The version that answers where nothing says otherwise.
+    alike : frozenset of str
+        The versions that find in a body of JSON what the live one finds there; see `Signature.reads_as`.
     """
 
     endpoints: Mapping[str, Endpoint]
     choice: Choice
     routes: Mapping[str, Mapping[str, Mapping[str, Route]]]
+    live: Endpoint
+    alike: frozenset[str]
 
     @classmethod
     def of(cls, endpoints: Mapping[str, Endpoint], choice: Choice, routes: Mapping[str, list[Route]]) -> RouteTable:
@@ -57,11 +63,9 @@ class RouteTable:
         for version in endpoints:
             for route in routes[version]:
                 table.setdefault(route.path, {}).setdefault(route.method, {})[version] = route
-        return cls(endpoints, choice, table)
-
-    @property
-    def live(self) -> Endpoint:
-        return self.endpoints[self.choice.live]
+        live = endpoints[choice.live]
+        alike = (version for version, each in endpoints.items() if each.signature.reads_as(live.signature))
+        return cls(endpoints, choice, table, live, frozenset(alike))
 
     def methods(self, path: str) -> Mapping[str, Mapping[str, Route]]:
         """What can be done with `path`."""

@@ -120,6 +120,16 @@ class Signature:
         """The columns that the log holds in some form: all but private ones that are not hashed."""
         return [column for column in self.columns if not column.private or column.hashed]
 
+    def reads_as(self, other: Signature) -> bool:
+        """Whether both find the same in every body of JSON, and give answers of the same form.
+
+        What training saw of a column counts only where it decides what may stand there: in categoricals.
+        """
+        mine, theirs = (
+            replace(each, columns=tuple(map(_unseen, each.columns)), example=None, target="") for each in (self, other)
+        )
+        return mine == theirs
+
     def shown(self) -> Signature:
         """The signature as anybody may see it: of private columns the name and the type, and no value."""
         if not self.has_private:
@@ -486,6 +496,11 @@ def _closest(word: str, known: Sequence[str]) -> str:
         return ""
     candidates = [name for name in known[:MAX_SEARCHED] if len(name) <= MAX_SHOWN]
     return next(iter(difflib.get_close_matches(word, candidates, n=1)), "")
+
+
+def _unseen(column: Column) -> Column:
+    kept = column.categories if column.kind == "category" else None
+    return replace(column, minimum=None, maximum=None, categories=kept, longest=None)
 
 
 def seen(column: Column) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from nbdeploy import traffic_split
@@ -48,7 +49,7 @@ class Choice:
         choice = cls(traffic.name, traffic.live, slots, header, column, traffic.pin)
         return choice if len(set(slots)) > 1 else replace(choice, slots=())
 
-    @property
+    @cached_property
     def by_row(self) -> bool:
         """Whether each row of a request has a version of its own."""
         return self.column is not None and bool(self.slots)

@@ -104,6 +104,18 @@ def test_sticky_by_a_column_gives_each_row_its_version_whatever_else_is_asked_wi
     assert (after.version[together.version == "v2"] == "v2").all()
 
 
+def test_rows_that_a_sticky_column_gives_to_a_version_must_fit_its_own_signature():
+    nbdeploy.deploy(Adder(1), "adder", X.assign(b=[None, *X.a[1:]]))
+    nbdeploy.save(Adder(2), "adder", X.assign(b=X.a))
+    nbdeploy.traffic("adder", v1=50, v2=50, sticky="who", allow_signature_change=True)
+    version = nbdeploy.predict("adder", X.assign(b=1.0)).version
+    with nbdeploy.connect("adder") as http:
+        for name, status in (("v1", 200), ("v2", 422)):
+            row = X[version == name].iloc[0].to_dict()
+            assert http.post("/predict", json=[row | {"b": 1.0}]).json()["version"] == name
+            assert http.post("/predict", json=[row | {"b": None}]).status_code == status
+
+
 def test_a_request_may_name_its_version_where_the_deployment_allows_it(service):
     nbdeploy.traffic("adder", v1=90, v2=10)
     body = X.head(1).to_dict("records")

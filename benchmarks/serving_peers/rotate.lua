@@ -1,4 +1,5 @@
--- One body per line of the first argument's file, one after another; the second argument is its media type.
+-- One request per line of the first argument's file, one after another: a body, or the path, the client's name and the
+-- body, with tabs between them. The second argument is the body's media type.
 -- Prints one JSON object: what went well, what did not, and latencies in microseconds.
 local threads = {}
 function setup(thread) table.insert(threads, thread) end
@@ -6,7 +7,9 @@ function setup(thread) table.insert(threads, thread) end
 function init(arguments)
   requests, at, bad = {}, 0, 0
   for line in io.lines(arguments[1]) do
-    requests[#requests + 1] = wrk.format("POST", nil, { ["Content-Type"] = arguments[2] }, line)
+    local path, client, body = line:match("^(/[^\t]*)\t([^\t]*)\t(.*)$")
+    local headers = { ["Content-Type"] = arguments[2], ["X-Client-ID"] = client }
+    requests[#requests + 1] = wrk.format("POST", path, headers, body or line)
   end
 end
 
