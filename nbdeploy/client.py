@@ -56,9 +56,10 @@ def predict(
     return answers.set_axis(frame.index)
 
 
-def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
+def _checked_headers(headers: Mapping[Any, Any]) -> dict[str, str]:
     for name, value in headers.items():
-        if not (isinstance(name, str) and TOKEN.fullmatch(name) and isinstance(value, str) and VISIBLE.fullmatch(value)):
+        texts = isinstance(name, str) and isinstance(value, str)
+        if not (texts and TOKEN.fullmatch(name) and VISIBLE.fullmatch(value)):
             msg = f"{name!r:.60} cannot be sent as a header with the value {value!r:.60}"
             raise InputError(msg, hint="Both are text of visible ASCII characters, the value also with spaces inside.")
     return dict(headers)
