@@ -37,7 +37,7 @@ def airlines():
     return [each for each in psutil.process_iter(["cmdline"]) if "airline.py" in (each.info["cmdline"] or [])]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_the_story_of_releases_keeps_what_it_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
