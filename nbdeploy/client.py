@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -27,6 +28,8 @@ CHUNK_ROWS = 5_000
 CHUNK_CELLS = 200_000
 TIMEOUT = 60.0
 RETRY_PAUSES = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0)  # seconds; a worker that died is replaced meanwhile
+TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # what the name of a header may be
+VISIBLE = re.compile(r"[!-~]([ -~]*[!-~])?")
 # Refusals that are about who asks, and not about the rows.
 CLOSED = {
     401: "Its token belongs into NBDEPLOY_TOKEN, or into a file named by token_file=.",
@@ -35,8 +38,11 @@ CLOSED = {
 }
 
 
-def predict(http: httpx.Client, name: str, X: Any, *, proba: bool = False) -> pd.DataFrame:
+def predict(
+    http: httpx.Client, name: str, X: Any, *, proba: bool = False, headers: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     """The service's answers to `X`, with the index of `X`. See `nbdeploy.predict`."""
+    http.headers.update(_checked_headers(headers or {}))
     signature = _signature(_get(http, name, "/signature"))
     frame = frame_of(X, signature)
     if not len(frame):
@@ -48,6 +54,15 @@ def predict(http: httpx.Client, name: str, X: Any, *, proba: bool = False) -> pd
         parts += _ask(http, name, signature, frame.iloc[start : start + rows], start=start, proba=proba)
     answers = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
     return answers.set_axis(frame.index)
+
+
+def _checked_headers(headers: Mapping[Any, Any]) -> dict[str, str]:
+    for name, value in headers.items():
+        texts = isinstance(name, str) and isinstance(value, str)
+        if not (texts and TOKEN.fullmatch(name) and VISIBLE.fullmatch(value)):
+            msg = f"{name!r:.60} cannot be sent as a header with the value {value!r:.60}"
+            raise InputError(msg, hint="Both are text of visible ASCII characters, the value also with spaces inside.")
+    return dict(headers)
 
 
 def _signature(facts: dict[str, Any]) -> Signature:

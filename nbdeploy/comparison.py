@@ -66,11 +66,16 @@ def compare(name: str, version: str | None = None, *, since: Any = None, metric:
     shadow = chosen.version in traffic.shadow
     began = prediction_log.moment(since) if since is not None else None if shadow else _began(name, chosen.version)
     window = None if began is None else datetime.fromtimestamp(began, timezone.utc)
-    labels, numbers = label_log.read(name), version_numbers.read(name)
-    purposes = ("", "shadow" if shadow else "")
+    labels = label_log.read(name)
     sides = [
-        _answers(each, window, purpose, labels, numbers.get(each.version))
-        for each, purpose in zip((live, chosen), purposes, strict=True)
+        _answers(
+            each,
+            window,
+            "shadow" if listens else "",
+            labels,
+            version_numbers.read(name, shadows=listens).get(each.version),
+        )
+        for each, listens in ((live, False), (chosen, shadow))
     ]
     signature = chosen.signature
     return of(

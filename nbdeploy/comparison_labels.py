@@ -178,5 +178,7 @@ def _over_time(
     scale, unit = (100, ", in points") if metric.points else (1, "")
     estimates, lows, highs = ([scale * getattr(seen, end) for _, seen in looks] for end in ("estimate", "low", "high"))
     title = f"{about.candidate.version} minus {about.live.version}: {metric.words}{unit}, 95 % sure at every look"
-    when = [f"{pd.Timestamp(moment):%Y-%m-%d %H:%M}" for moment, _ in looks]
+    # Of what came within an hour, the day says nothing, and the minute too little.
+    short_time = bool(looks) and looks[-1][0] - looks[0][0] < np.timedelta64(1, "h")
+    when = [f"{pd.Timestamp(moment):{'%H:%M:%S' if short_time else '%Y-%m-%d %H:%M'}}" for moment, _ in looks]
     return comparison_plot.over_time(when, estimates, lows, highs, title)

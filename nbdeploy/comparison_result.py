@@ -32,6 +32,7 @@ _STYLE = """<style>
 border-bottom:1px solid var(--jp-border-color2,rgba(128,128,128,.35));font-variant-numeric:tabular-nums}
 .nbdeploy-comparison th:first-child,.nbdeploy-comparison td:first-child,.nbdeploy-comparison .how{
 text-align:left!important}
+.nbdeploy-comparison .how{white-space:normal;min-width:15em}
 .nbdeploy-comparison .better{color:var(--jp-success-color1,#388e3c)}
 .nbdeploy-comparison .worse{color:var(--jp-error-color1,#d32f2f)}
 </style>"""

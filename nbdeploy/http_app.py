@@ -175,7 +175,8 @@ class HttpApp:
         finally:
             seconds, reason = time.perf_counter() - begun, call.reason if status != 499 else "gone"
             arrived_at.left()
-            call.endpoint.metrics.finished(call.route_path, status, reason, seconds)
+            for endpoint in call.together or (call.endpoint,):
+                endpoint.metrics.finished(call.route_path, status, reason, seconds)
             if self._access is not None:
                 client = scope.get("client") or ("", 0)
                 self._access.write(
@@ -274,9 +275,12 @@ class HttpApp:
             call.hold(version).answer(replace(part.take(rows[version]), write=_as_it_is))
             for version, part in parts.items()
         ]
+        call.together = tuple(call.table.endpoints[version] for version in parts)
         answered = await asyncio.gather(*asking, return_exceptions=True)
-        for each in answered:
+        for version, each in zip(parts, answered, strict=True):
             if isinstance(each, BaseException):
+                call.together = ()
+                call.answered_by(version)  # whose fault it is: nobody else's requests failed
                 raise each
         call.version = ",".join(sorted(rows))
         told = [cast("Answer", each) for each in answered]
@@ -354,7 +358,7 @@ class _Call:
 
     __slots__ = (
         "endpoint", "headers", "headers_back", "held", "holding", "method", "path", "reason", "received", "request_id",
-        "route", "routes", "rows", "shadowed", "table", "version",
+        "route", "routes", "rows", "shadowed", "table", "together", "version",
     )  # fmt: skip
 
     def __init__(
@@ -366,6 +370,7 @@ class _Call:
         self.reason = self.request_id = ""
         self.received = self.held = self.rows = 0
         self.holding: list[Endpoint] = []
+        self.together: tuple[Endpoint, ...] = ()  # those that have rows of it, where they are several
         self.shadowed: tuple[Asked, str, int] | None = None  # what shadows are asked when it is answered
         self.endpoint = table.live
         self.version = self.endpoint.version

@@ -64,7 +64,9 @@ class TrafficPart:
                 refused[version] = said(error)
         numbers: Mapping[str, Any] = {}
         with suppress(NbdeployError, OSError, ValueError):  # another nbdeploy wrote them
-            numbers = version_numbers.read(name)
+            listening = version_numbers.read(name, shadows=True) if traffic.shadow else {}
+            shadows = {version: listening[version] for version in traffic.shadow if version in listening}
+            numbers = {**version_numbers.read(name), **shadows}
         steps = tuple(routing.history(name)[:MAX_STEPS])
         return Release(traffic, saved, steps, refused, numbers, deployment.find(name) is not None)
 

@@ -210,7 +210,7 @@ def history(name: str) -> pd.DataFrame:
     must_be_known(name)
     columns = ["time", "who", "action", "from", "to", "why", "evidence"]
     steps_taken = pd.DataFrame(routing.history(name), columns=columns).fillna("")
-    return steps_taken.assign(time=pd.to_datetime(steps_taken["time"], utc=True, format="ISO8601"))
+    return steps_taken.assign(time=pd.to_datetime(steps_taken["time"], utc=True, format="ISO8601").dt.floor("s"))
 
 
 def must_be_promotable(name: str, version: str, force: str = "") -> list[str]:

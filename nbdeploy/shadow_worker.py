@@ -35,6 +35,7 @@ from nbdeploy.request_body import Unreadable
 from nbdeploy.route_table import all_routes
 from nbdeploy.serve_options import SPEC, ServeOptions
 from nbdeploy.shadow_frames import Frame, Torn, is_own, listen, read_frame, socket_path
+from nbdeploy.worker_numbers import SHADOW
 
 PURPOSE = "shadow"
 MAX_REQUESTS, MAX_ROWS, MAX_BYTES = 256, 20_000, 32 << 20  # in flight; one that is larger goes alone
@@ -200,7 +201,7 @@ def _endpoint(spec: Mapping[str, Any], version: str) -> Endpoint:
     found = model_store.get(spec["name"], version)
     return Endpoint(
         found.name, found.version, found.path, found.files, ServeOptions.from_dict(spec["options"]),
-        folder=Path(spec["metrics"]) if "metrics" in spec else None, worker=f"shadow-{version}", leads=False,
+        folder=Path(spec["metrics"]) if "metrics" in spec else None, worker=f"{SHADOW}{version}", leads=False,
     )  # fmt: skip
 
 

@@ -143,7 +143,9 @@ VERBS: dict[str, Verb] = {
              (NAME, Argument("data", "the rows: a variable, or a .parquet or .csv file", Kind.FRAME, "X", required=True),
               Argument("--url", "of a service elsewhere"),
               Argument("--token-file", "a file with the token that it wants", Kind.FILE),
-              Argument("--proba", "add the probabilities of the classes", Kind.FLAG)), "predict flight-delay X_new"),
+              Argument("--proba", "add the probabilities of the classes", Kind.FLAG),
+              Argument("--header", "what else to send, X-Client-ID=7 say; repeatable", Kind.PAIR, "headers")),
+             "predict flight-delay X_new"),
         Verb("validate", "run gate notebooks against a version; one that is not live is served aside for it",
              (NAME, VERSION,
               Argument("--notebook", "a gate of yours, repeatable; by default the one that comes with nbdeploy and all "

@@ -72,12 +72,13 @@ class VersionNumbers:
         return self.bounds[-1]
 
 
-def read(name: str) -> dict[str, VersionNumbers]:
+def read(name: str, *, shadows: bool = False) -> dict[str, VersionNumbers]:
     """The numbers of each version that the running or last deployment `name` served; empty where it never ran.
 
-    No worker is asked. Each writes its numbers four times a second, and those of workers that ended are kept.
+    No worker is asked. Each writes its numbers four times a second, and those of workers that ended are kept. What a
+    version did as a shadow counts apart: with `shadows` it is that, and nothing else.
     """
-    found = counted(home() / "run" / check_name(name) / "metrics")
+    found = counted(home() / "run" / check_name(name) / "metrics", shadows=shadows)
     return {version: _of(version, found) for version in sorted({key[0] for key in found.get("nbdeploy_info", {})})}
 
 

@@ -28,11 +28,13 @@ SECONDS = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.75,
     1, 2.5, 5, 10, 30, 60,
 )  # fmt: skip
+SHADOW = "shadow-"  # begins the label of a process whose answers nobody gets
 ENDED = "ended.json"
 MAX_ENDED = 1_000  # names of files that are counted in ENDED already, and may still be there
 
 # By metric, by labels: a number, or a histogram's counts and its sum.
 Numbers = dict[str, dict[tuple[str, ...], list[float]]]
+Ended = tuple[Numbers, Numbers]  # of those that answered users, and of shadows
 
 
 def add(found: dict[tuple[str, ...], list[float]], key: tuple[str, ...], numbers: Sequence[float]) -> None:
@@ -74,6 +76,10 @@ class Worker:
         return cls(**{**held, "numbers": _parsed(held["numbers"])})
 
     @property
+    def is_shadow(self) -> bool:
+        return self.label.startswith(SHADOW)
+
+    @property
     def alive(self) -> bool:
         return not self.closed and self.started > 0 and abs(processes.started(self.pid) - self.started) < 0.05
 
@@ -108,7 +114,7 @@ class Share:
     def counted(self) -> Numbers:
         """What every worker has counted, those that ended too."""
         others, ended = self._others()
-        return _sum([ended, self._own().numbers, *(other.numbers for other in others)])
+        return _sum([*ended, self._own().numbers, *(other.numbers for other in others)])
 
     def living(self) -> list[Worker]:
         """The workers that answer now, the eldest first."""
@@ -141,20 +147,27 @@ class Share:
             write_note(self._path, body)
             self._written = body
 
-    def _others(self) -> tuple[list[Worker], Numbers]:
+    def _others(self) -> tuple[list[Worker], Ended]:
         if self._folder is None:
-            return [], {}
+            return [], ({}, {})
         found = [(path.name, worker) for path, worker in _workers(self._folder) if path != self._path]
         # Read last: a file that was folded into it meanwhile is named in it.
         folded, ended = _read_ended(self._folder)
         return [worker for name, worker in found if name not in folded], ended
 
 
-def counted(folder: Path) -> Numbers:
-    """What the workers that share `folder` have counted, those that ended too, as far as their files say."""
+def counted(folder: Path, *, shadows: bool | None = None) -> Numbers:
+    """What the workers that share `folder` have counted, those that ended too, as far as their files say.
+
+    Parameters
+    ----------
+    shadows : bool, optional
+        Only what was counted by shadows, or only what was not. By default all.
+    """
     workers = _workers(folder)
     folded, ended = _read_ended(folder)  # last, as in `Share`
-    return _sum([ended, *(worker.numbers for path, worker in workers if path.name not in folded)])
+    found = [(each.is_shadow, each.numbers) for path, each in workers if path.name not in folded]
+    return _sum(numbers for is_shadow, numbers in [*enumerate(ended), *found] if shadows in (None, is_shadow))
 
 
 def _sum(parts: Iterable[Numbers]) -> Numbers:
@@ -204,11 +217,12 @@ def _fold(folder: Path) -> None:
             if path.name not in folded:
                 for name, found in worker.numbers.items():
                     for key, one in found.items():
-                        add(ended.setdefault(name, {}), key, one)
+                        add(ended[worker.is_shadow].setdefault(name, {}), key, one)
         if gone:
             names = [*folded, *(path.name for path, _ in gone if path.name not in folded)]
-            numbers = {name: list(found.items()) for name, found in ended.items()}
-            write_note(folder / ENDED, orjson.dumps({"folded": names[-MAX_ENDED:], "numbers": numbers}))
+            users, shadows = ({name: list(found.items()) for name, found in each.items()} for each in ended)
+            facts = {"folded": names[-MAX_ENDED:], "numbers": users, "shadows": shadows}
+            write_note(folder / ENDED, orjson.dumps(facts))
         for path, _ in gone:
             path.unlink(missing_ok=True)
             note_in_work(path).unlink(missing_ok=True)
@@ -222,12 +236,12 @@ def _workers(folder: Path) -> list[tuple[Path, Worker]]:
     return found
 
 
-def _read_ended(folder: Path) -> tuple[list[str], Numbers]:
+def _read_ended(folder: Path) -> tuple[list[str], Ended]:
     try:
         held = orjson.loads((folder / ENDED).read_bytes())
-        return held["folded"], _parsed(held["numbers"])
+        return held["folded"], (_parsed(held["numbers"]), _parsed(held.get("shadows", {})))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return [], {}
+        return [], ({}, {})
 
 
 def _parsed(numbers: Mapping[str, Any]) -> Numbers:

@@ -257,6 +257,7 @@ def predict(
     url: str | None = None,
     token_file: str | os.PathLike[str] | None = None,
     proba: bool = False,
+    headers: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """Ask a running deployment.
 
@@ -273,6 +274,8 @@ def predict(
         Of a file with the token that `url` wants, which nobody else may read.
     proba : bool
         Add one ``probability_<class>`` column per class.
+    headers : mapping, optional
+        What else to send: ``{"X-Client-ID": "desk 7"}``, where traffic is sticky by it.
 
     Returns
     -------
@@ -286,7 +289,7 @@ def predict(
     NotFound, ServiceError
     """
     with connect(name, url=url, token_file=token_file) as http:
-        return client.predict(http, name, X, proba=proba)
+        return client.predict(http, name, X, proba=proba, headers=headers)
 
 
 def connect(name: str, *, url: str | None = None, token_file: str | os.PathLike[str] | None = None) -> httpx.Client:

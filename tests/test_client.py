@@ -27,6 +27,7 @@ class Told:
         self.signature, self.most_bytes = signature, most_bytes
         self.bodies: list[bytes] = []
         self.sizes: list[int] = []
+        self.sent: list[str | None] = []
         self.refusal: dict[str, Any] | None = None
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -35,6 +36,7 @@ class Told:
         if len(request.content) > self.most_bytes:
             return httpx.Response(413, json={"error": "the body is too large", "problems": []})
         self.bodies.append(request.content)
+        self.sent.append(request.headers.get("X-Client-ID"))
         if self.refusal is not None:
             return httpx.Response(422, json=self.refusal)
         if request.headers["content-type"] == arrow_body.MEDIA:
@@ -174,3 +176,15 @@ def test_rows_with_lists_of_several_lengths_are_answers() -> None:
         [1],
         [1, 2],
     ]
+
+
+def test_what_a_caller_sends_along_comes_with_every_request_and_is_refused_where_no_header_can_hold_it(told):
+    frame = pd.DataFrame({"n": range(3)})
+    service = told(frame)
+    with client.connect("http://told", Key()) as http:
+        client.predict(http, "told", frame, headers={"X-Client-ID": "desk 7"})
+        for headers in ({"X-Client-ID": "a\r\nHost: b"}, {"X-Client-ID": 7}, {"X Client": "7"}, {"X-Client-ID": "ü"}):
+            with pytest.raises(nbdeploy.InputError, match="cannot be sent as a header"):
+                client.predict(http, "told", frame, headers=headers)
+
+    assert service.sent == ["desk 7"]

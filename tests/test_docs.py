@@ -36,6 +36,7 @@ X_train, y_train, holdout = landed[features][:2000], landed["late"][:2000], land
 X_new = holdout[features].head(200)
 columns = make_column_transformer((StandardScaler(), features[:2]), (OneHotEncoder(handle_unknown="ignore"), features[2:]))
 model = make_pipeline(columns, LogisticRegression()).fit(X_train, y_train)
+model2 = make_pipeline(columns, LogisticRegression(C=10)).fit(X_train, y_train)
 """
 
 

@@ -19,7 +19,7 @@ import pytest
 
 import nbdeploy
 from asking import Adder, clients
-from nbdeploy import deployment, model_store, routing
+from nbdeploy import deployment, model_store, routing, version_numbers
 
 X = pd.DataFrame({"a": np.arange(200.0), "who": [f"client {i % 50}" for i in range(200)]})
 
@@ -114,6 +114,31 @@ def test_rows_that_a_sticky_column_gives_to_a_version_must_fit_its_own_signature
             row = X[version == name].iloc[0].to_dict()
             assert http.post("/predict", json=[row | {"b": 1.0}]).json()["version"] == name
             assert http.post("/predict", json=[row | {"b": None}]).status_code == status
+
+
+class Choosy(Adder):
+    """Fails on numbers that training never saw."""
+
+    def predict(self, X):
+        if (X["a"] > 1000).any():
+            raise ValueError
+        return super().predict(X)
+
+
+def test_rows_that_several_versions_answer_count_at_each_and_a_failure_at_whom_it_happened(service):
+    nbdeploy.save(Choosy(4), "adder", X)
+    nbdeploy.traffic("adder", v1=50, v4=50, sticky="who")
+    answers = nbdeploy.predict("adder", X)
+    theirs = X.a.where(answers.version == "v1", X.a + 2000)
+    for _ in range(3):
+        with pytest.raises(nbdeploy.InputError):
+            nbdeploy.predict("adder", X.assign(a=theirs))
+    deadline = time.monotonic() + 10
+    while (found := version_numbers.read("adder"))["v4"].refused < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    told = {version: (numbers.requests, numbers.refused) for version, numbers in found.items()}
+    assert (told["v1"], told["v4"]) == ((1, 0), (4, 3))
 
 
 def test_a_request_may_name_its_version_where_the_deployment_allows_it(service):

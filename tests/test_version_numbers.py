@@ -32,9 +32,9 @@ def folder(home):
     return places.folder("run", NAME, "metrics")
 
 
-def counting(folder, version="v1"):
+def counting(folder, version="v1", **options):
     log = SimpleNamespace(rows_written=0, dropped=0, failing="")
-    return Metrics(NAME, version, Signature(infer_columns(X)), log, folder=folder)
+    return Metrics(NAME, version, Signature(infer_columns(X)), log, folder=folder, **options)
 
 
 def answer(metrics, statuses, seconds=0.01, route="/predict"):
@@ -184,3 +184,19 @@ def test_a_running_deployment_is_told_without_asking_it(flight_model, sample_fli
 
     assert (told.requests, told.errors, told.refused, told.rows) == (9, 0, 1, 8)
     assert 0 < told.quantile(0.5) < 5
+
+
+def test_what_a_version_did_as_a_shadow_counts_apart_also_when_it_has_ended(folder):
+    live, canary = counting(folder), counting(folder, "v2")
+    answer(canary, [200])
+    canary.close()
+    for _ in range(2):  # the second one folds the first one's file
+        shadow = counting(folder, "v2", worker="shadow-v2")
+        answer(shadow, [500] * 3, seconds=9.0)
+        shadow.close()
+    page = live.render()[0].decode()
+
+    users, shadows = version_numbers.read(NAME)["v2"], version_numbers.read(NAME, shadows=True)["v2"]
+    assert (users.requests, users.errors) == (1, 0)
+    assert (shadows.requests, shadows.errors) == (6, 6)
+    assert 'nbdeploy_requests_total{version="v2",route="/predict",status="500"} 6.0' in page
