@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, cast
@@ -81,8 +81,8 @@ class HttpApp:
             self.prepare(endpoint)
             endpoint.metrics.leads = endpoint.version == choice.live
         table = RouteTable.of(endpoints, choice, {v: self._routes[each] for v, each in endpoints.items()})
-        before, self._table = self._table, table
-        for gone in set(before.endpoints.values() if before else ()) - set(endpoints.values()):
+        self._table = table
+        for gone in set(self._routes) - set(endpoints.values()):  # also what was loaded too late, and given up
             self._routes.pop(gone, None)
 
     @property
@@ -167,7 +167,6 @@ class HttpApp:
                 return
             finally:
                 self._held -= call.held
-                call.let_go()
             await _send(send, reply, call.headers_back, head=call.method == "HEAD")
             status = reply.status
             if call.shadowed is not None and self.shadows is not None and status == OK:
@@ -175,7 +174,9 @@ class HttpApp:
         finally:
             seconds, reason = time.perf_counter() - begun, call.reason if status != 499 else "gone"
             arrived_at.left()
-            call.endpoint.metrics.finished(call.route_path, status, reason, seconds)
+            call.let_go()
+            for endpoint in call.endpoints:
+                endpoint.metrics.finished(call.route_path, status, reason, seconds)
             if self._access is not None:
                 client = scope.get("client") or ("", 0)
                 self._access.write(
@@ -197,6 +198,9 @@ class HttpApp:
         named = call.table.named(call.routes, query)
         by_rows = not named and route.read is not None and call.table.choice.by_row
         route = call.answered_by(named or self._drawn(call, route))
+        if by_rows:
+            for version in call.table.endpoints:  # whom its rows go to is not known yet
+                call.hold(version)
         deadline = _Deadline()
         try:
             body = b""
@@ -263,22 +267,25 @@ class HttpApp:
         for row, version in enumerate(call.table.choice.by_rows(question)):
             rows.setdefault(version if version in call.routes else call.table.choice.live, []).append(row)
         parts = dict.fromkeys(rows, question)
+        reader = call.version
         for version in rows:
-            if version != call.version:  # which reads by its own signature
+            if version != reader:  # each reads by its own signature, and what it refuses is its own
+                call.credit(version)
                 read = await self._read(call.routes[version], asked)
                 parts[version] = replace(read, request=question.request)
         if len(rows) == 1:
             call.answered_by(next(iter(rows)))
             return await call.endpoint.answer(parts[call.version])
         asking = [
-            call.hold(version).answer(replace(part.take(rows[version]), write=_as_it_is))
+            call.table.endpoints[version].answer(replace(part.take(rows[version]), write=_as_it_is))
             for version, part in parts.items()
         ]
+        call.credit(*sorted(rows))
         answered = await asyncio.gather(*asking, return_exceptions=True)
-        for each in answered:
+        for version, each in zip(parts, answered, strict=True):
             if isinstance(each, BaseException):
+                call.credit(version)  # nobody else is blamed for it
                 raise each
-        call.version = ",".join(sorted(rows))
         told = [cast("Answer", each) for each in answered]
         return question.write(Answer.merged([*zip(rows.values(), told, strict=True)]))
 
@@ -353,7 +360,7 @@ class _Call:
     """What is known of one request while it is answered."""
 
     __slots__ = (
-        "endpoint", "headers", "headers_back", "held", "holding", "method", "path", "reason", "received", "request_id",
+        "endpoints", "headers", "headers_back", "held", "holding", "method", "path", "reason", "received", "request_id",
         "route", "routes", "rows", "shadowed", "table", "version",
     )  # fmt: skip
 
@@ -367,22 +374,30 @@ class _Call:
         self.received = self.held = self.rows = 0
         self.holding: list[Endpoint] = []
         self.shadowed: tuple[Asked, str, int] | None = None  # what shadows are asked when it is answered
-        self.endpoint = table.live
-        self.version = self.endpoint.version
+        self.endpoints: Sequence[Endpoint] = (table.live,)  # who answers, or refuses: it counts under them
+        self.version = table.live.version
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self.endpoints[0]
 
     def answered_by(self, version: str) -> Route:
         """Who answers, and its route."""
         self.let_go()
-        self.version, self.endpoint = version, self.hold(version)
+        self.hold(version)
+        self.credit(version)
         route = self.route = self.routes[version]
         return route
 
-    def hold(self, version: str) -> Endpoint:
-        """A version that is not unloaded until `let_go`."""
+    def credit(self, *versions: str) -> None:
+        """Who is the author of what is said now."""
+        self.version, self.endpoints = ",".join(versions), [self.table.endpoints[version] for version in versions]
+
+    def hold(self, version: str) -> None:
+        """Have a version not unloaded until `let_go`."""
         endpoint = self.table.endpoints[version]
         endpoint.in_use += 1
         self.holding.append(endpoint)
-        return endpoint
 
     def let_go(self) -> None:
         for endpoint in self.holding:
