@@ -338,7 +338,7 @@ def _dtype_of(array: np.ndarray[Any, Any]) -> str:
 def _typed(held: list[Any], output: Output) -> pd.Series:
     if output.shape and not output.as_json:
         shape = tuple(-1 if size is None else size for size in output.shape)
-        return cells([np.asarray(value, dtype=output.dtype).reshape(shape) for value in held])
+        return cells([_as_dtype(np.asarray(value), output.dtype).reshape(shape) for value in held])
     if output.shape:
         return cells([_array_of(value, output) for value in held])
     if output.dtype in ("object", STRING):
@@ -351,7 +351,18 @@ def _typed(held: list[Any], output: Output) -> pd.Series:
         if np.dtype(output.dtype).kind != "f":
             return cells(held)
         held = [np.nan if gap else value for value, gap in zip(held, missing, strict=True)]
-    return pd.Series(np.asarray(held).astype(output.dtype))
+    return pd.Series(_as_dtype(np.asarray(held), output.dtype))
+
+
+def _as_dtype(array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
+    """`array` with a dtype, unless that would change its values: another version of a model may answer otherwise."""
+    if np.dtype(dtype).kind == "f" and array.dtype.kind in "biuf":
+        return array.astype(dtype)
+    try:
+        changed = array.astype(dtype)
+    except (OverflowError, TypeError, ValueError):
+        return array
+    return changed if array.dtype.kind == "O" or bool((changed == array).all()) else array
 
 
 def _array_of(value: Any, output: Output) -> Any:

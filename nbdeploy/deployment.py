@@ -125,7 +125,9 @@ def find(name: str) -> Deployment | None:
     deployment = Deployment.from_dict(facts)
     if not deployment.alive:
         return None
-    live = routing.live(name)
+    live = None
+    with suppress(NbdeployError):  # a traffic file that somebody has broken: the service runs, and can be stopped
+        live = routing.live(name)
     if live not in (None, deployment.version):  # promoted since it was started
         with suppress(NotFound):
             version = model_store.get(name, live)
@@ -358,8 +360,7 @@ def await_applied(
     while True:
         told = {who: each for who, each in acknowledged(name).items() if each["generation"] >= generation}
         for who, each in told.items():
-            if each["generation"] == generation:
-                _must_have_loaded(name, who, each, versions)
+            _must_have_loaded(name, who, each, generation, versions)
         if all(who in told for who in workers):
             return told
         now = time.monotonic()
@@ -408,12 +409,16 @@ def await_shadow(
         time.sleep(0.05)
 
 
-def _must_have_loaded(name: str, worker: str, told: Mapping[str, Any], versions: Sequence[str]) -> None:
-    failed = next((version for version in versions if version in told["failed"]), None)
-    if failed is None and not told["applied"] and told["failed"]:
+def _must_have_loaded(
+    name: str, worker: str, told: Mapping[str, Any], generation: int, versions: Sequence[str]
+) -> None:
+    # Of a later generation, a guard's say, it still tells what is loaded.
+    failed = next((version for version in versions if version not in told["loaded"]), None)
+    if failed is None and told["generation"] == generation and not told["applied"] and told["failed"]:
         failed = next(iter(told["failed"]))
     if failed is not None:
-        msg = f"worker {worker} cannot load {name}:{failed}: {told['failed'][failed]}"
+        why = told["failed"].get(failed, "the traffic was changed meanwhile")
+        msg = f"worker {worker} cannot load {name}:{failed}: {why}"
         raise ReleaseError(msg, f"See %deploy logs {name}.")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, cast
@@ -81,8 +81,8 @@ class HttpApp:
             self.prepare(endpoint)
             endpoint.metrics.leads = endpoint.version == choice.live
         table = RouteTable.of(endpoints, choice, {v: self._routes[each] for v, each in endpoints.items()})
-        before, self._table = self._table, table
-        for gone in set(before.endpoints.values() if before else ()) - set(endpoints.values()):
+        self._table = table
+        for gone in set(self._routes) - set(endpoints.values()):  # also what was loaded too late, and given up
             self._routes.pop(gone, None)
 
     @property
@@ -167,7 +167,6 @@ class HttpApp:
                 return
             finally:
                 self._held -= call.held
-                call.let_go()
             await _send(send, reply, call.headers_back, head=call.method == "HEAD")
             status = reply.status
             if call.shadowed is not None and self.shadows is not None and status == OK:
@@ -175,7 +174,8 @@ class HttpApp:
         finally:
             seconds, reason = time.perf_counter() - begun, call.reason if status != 499 else "gone"
             arrived_at.left()
-            for endpoint in call.together or (call.endpoint,):
+            call.let_go()
+            for endpoint in call.endpoints:
                 endpoint.metrics.finished(call.route_path, status, reason, seconds)
             if self._access is not None:
                 client = scope.get("client") or ("", 0)
@@ -195,13 +195,7 @@ class HttpApp:
                 raise Refused(405, f"{call.path} has no {call.method[:20]}", headers={"Allow": allowed})
             raise Refused(404, "there is no such route; see /openapi.json")
         query = _query(scope.get("query_string", b""))
-        named = call.table.named(call.routes, query)
-        choice = call.table.choice
-        split = not named and bool(choice.slots) and route.read is not None
-        by_rows = split and choice.by_row
-        if split and not by_rows:
-            named = call.table.drawn(call.routes, call.headers, call.request_id)
-        route = call.answered_by(named or choice.live)
+        route, by_rows = _chosen(call, route, query)
         deadline = _Deadline()
         try:
             body = b""
@@ -263,26 +257,26 @@ class HttpApp:
         for row, version in enumerate(call.table.choice.by_rows(question)):
             rows.setdefault(version if version in call.routes else call.table.choice.live, []).append(row)
         parts = dict.fromkeys(rows, question)
+        reader = call.version
         for version in rows:
-            # Another version reads by its own signature, unless that finds the same in JSON.
-            if version != call.version and not (question.frame is None and version in call.table.alike):
+            # Another version reads by its own signature, unless that finds the same in JSON. What it refuses is its own.
+            if version != reader and not (question.frame is None and version in call.table.alike):
+                call.credit(version)
                 read = await self._read(call.routes[version], asked)
                 parts[version] = replace(read, request=question.request)
         if len(rows) == 1:
             call.answered_by(next(iter(rows)))
             return await call.endpoint.answer(parts[call.version])
         asking = [
-            call.hold(version).answer(replace(part.take(rows[version]), write=_as_it_is))
+            call.table.endpoints[version].answer(replace(part.take(rows[version]), write=_as_it_is))
             for version, part in parts.items()
         ]
-        call.together = tuple(call.table.endpoints[version] for version in parts)
+        call.credit(*sorted(rows))
         answered = await asyncio.gather(*asking, return_exceptions=True)
         for version, each in zip(parts, answered, strict=True):
             if isinstance(each, BaseException):
-                call.together = ()
-                call.answered_by(version)  # whose fault it is: nobody else's requests failed
+                call.credit(version)  # nobody else is blamed for it
                 raise each
-        call.version = ",".join(sorted(rows))
         told = [cast("Answer", each) for each in answered]
         return question.write(Answer.merged([*zip(rows.values(), told, strict=True)]))
 
@@ -340,6 +334,20 @@ class HttpApp:
 # -- helpers ------------------------------------------------------------------------------------------------
 
 
+def _chosen(call: _Call, route: Route, query: Mapping[str, str]) -> tuple[Route, bool]:
+    """The route of the version that answers, and whether each row of the request chooses its own."""
+    table, choice = call.table, call.table.choice
+    version = table.named(call.routes, query)
+    if version or not choice.slots or route.read is None:
+        return call.answered_by(version or choice.live), False
+    if not choice.by_row:
+        return call.answered_by(table.drawn(call.routes, call.headers, call.request_id)), False
+    found = call.answered_by(choice.live)
+    for each in table.endpoints:  # whom its rows go to is not known yet
+        call.hold(each)
+    return found, True
+
+
 def _as_it_is(answer: Answer) -> Reply:
     """A part of an answer, which is written with the others; that it can be is seen before it is logged."""
     dump_exact([answer.values, answer.scores])
@@ -357,8 +365,8 @@ class _Call:
     """What is known of one request while it is answered."""
 
     __slots__ = (
-        "endpoint", "headers", "headers_back", "held", "holding", "method", "path", "reason", "received", "request_id",
-        "route", "routes", "rows", "shadowed", "table", "together", "version",
+        "endpoints", "headers", "headers_back", "held", "holding", "method", "path", "reason", "received", "request_id",
+        "route", "routes", "rows", "shadowed", "table", "version",
     )  # fmt: skip
 
     def __init__(
@@ -370,25 +378,31 @@ class _Call:
         self.reason = self.request_id = ""
         self.received = self.held = self.rows = 0
         self.holding: list[Endpoint] = []
-        self.together: tuple[Endpoint, ...] = ()  # those that have rows of it, where they are several
         self.shadowed: tuple[Asked, str, int] | None = None  # what shadows are asked when it is answered
-        self.endpoint = table.live
-        self.version = self.endpoint.version
+        self.endpoints: Sequence[Endpoint] = (table.live,)  # who answers, or refuses: it counts under them
+        self.version = table.live.version
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self.endpoints[0]
 
     def answered_by(self, version: str) -> Route:
         """Who answers, and its route."""
-        if self.holding:
-            self.let_go()
-        self.version, self.endpoint = version, self.hold(version)
+        self.let_go()
+        self.hold(version)
+        self.credit(version)
         route = self.route = self.routes[version]
         return route
 
-    def hold(self, version: str) -> Endpoint:
-        """A version that is not unloaded until `let_go`."""
+    def credit(self, *versions: str) -> None:
+        """Who is the author of what is said now."""
+        self.version, self.endpoints = ",".join(versions), [self.table.endpoints[version] for version in versions]
+
+    def hold(self, version: str) -> None:
+        """Have a version not unloaded until `let_go`."""
         endpoint = self.table.endpoints[version]
         endpoint.in_use += 1
         self.holding.append(endpoint)
-        return endpoint
 
     def let_go(self) -> None:
         for endpoint in self.holding:

@@ -26,6 +26,7 @@ from nbdeploy.home import write_note
 from nbdeploy.routing import Traffic
 
 LOOK_EVERY = 0.02  # seconds between two looks at the traffic file
+START_SECONDS = 15.0  # for a worker that begins to have all that the traffic names, before it answers
 LOAD_TIMEOUT = 110.0  # seconds; who waits for the acknowledgement waits a little longer
 DRAIN = 90.0  # seconds for requests of a version that is being unloaded
 
@@ -76,7 +77,7 @@ def plan(wanted: Traffic, states: Mapping[str, State], serving: frozenset[str]) 
         return Plan()
     needed = (wanted.live, *wanted.candidates)
     asked = (*needed, *wanted.warm)
-    settled = all(states.get(version) in (State.READY, State.FAILED) for version in asked)
+    settled = all(states.get(version) in (State.READY, State.FAILED) for version in needed)
     serve = settled and states[wanted.live] is State.READY
     kept = {*asked, *(wanted.before[-1:])}
     in_use = frozenset(version for version in needed if states.get(version) is State.READY) if serve else serving
@@ -136,6 +137,7 @@ class LoadedVersions:
         self._in_force = Traffic(endpoint.name)
         self._seen: tuple[int, int, int] | None = None
         self._memory: dict[str, int] = {}
+        self._arrived = asyncio.Event()  # nothing that requests need is being loaded
 
     async def follow(self) -> None:
         """Follow the file until cancelled."""
@@ -146,6 +148,15 @@ class LoadedVersions:
                 logger.warning("the traffic cannot be read, and stays as it is: %s", error)
             await asyncio.sleep(LOOK_EVERY)
 
+    async def settle(self, seconds: float = START_SECONDS) -> None:
+        """Wait until requests can go as the traffic says, so that a new worker sends nobody to another version.
+
+        What fails, or takes longer, holds up nobody: the others answer for it.
+        """
+        if self._wanted.live is not None:
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), seconds)
+
     def look(self) -> None:
         """Take up a change of the file."""
         try:
@@ -155,7 +166,11 @@ class LoadedVersions:
         seen = (about.st_mtime_ns, about.st_ino, about.st_size)
         if seen == self._seen:
             return
-        wanted = routing.read(self._place)
+        try:
+            wanted = routing.read(self._place)
+        except NbdeployError:
+            self._seen = seen  # it is told once, and looked at again when it has changed
+            raise
         self._seen = seen
         if wanted.live is None or wanted.generation < self._since or wanted.generation == self._wanted.generation:
             return
@@ -181,6 +196,9 @@ class LoadedVersions:
             if todo.load:
                 held = self._versions[todo.load] = _Loaded(State.LOADING)
                 held.work = asyncio.create_task(self._bring(todo.load, held))
+        needed = (self._wanted.live, *self._wanted.candidates)
+        if all(version in states and states[version] is not State.LOADING for version in needed):
+            self._arrived.set()
         self._acknowledge()
 
     def _apply(self) -> None:

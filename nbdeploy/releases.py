@@ -22,7 +22,7 @@ from nbdeploy.home import check_name, lock
 from nbdeploy.model_store import ModelVersion
 from nbdeploy.progress import Step, steps
 from nbdeploy.routing import Traffic
-from nbdeploy.signature_change import incompatibilities
+from nbdeploy.signature_change import incompatibilities, output_changes
 from nbdeploy.version_choice import HEADER, sticky_by
 from nbdeploy.watching import must_be_known
 
@@ -85,7 +85,8 @@ def traffic(
     with _releasing(name, "traffic", progress) as (before, step):
         shares = _checked_weights(name, weights, before)
         live = model_store.get(name, before.live)
-        shadows = before.shadow if shadow is None else tuple(dict.fromkeys(shadow or ()))
+        named = [shadow] if isinstance(shadow, str) else shadow or ()
+        shadows = before.shadow if shadow is None else tuple(dict.fromkeys(named))
         for version in dict.fromkeys((*shares, *shadows)):
             _must_fit(model_store.get(name, version), live, allowed=allow_signature_change)
         wanted = before.split(**shares) if weights else before
@@ -96,7 +97,7 @@ def traffic(
         if double := set(wanted.shadow) & set(wanted.weights):
             msg = f"{name}:{min(double)} cannot answer and shadow at the same time"
             raise InputError(msg, hint="Give it a share, or name it in shadow=, not both.")
-        _must_be_sticky(wanted.sticky, live)
+        _must_be_sticky(wanted.sticky, live, [model_store.get(name, version) for version in wanted.candidates])
         _prepare(before, [version for version in wanted.candidates if version not in before.weights], step)
         step("switch")
 
@@ -283,15 +284,23 @@ def _must_fit(version: ModelVersion, live: ModelVersion, *, allowed: bool) -> No
         raise ReleaseError(msg, "If that is meant: allow_signature_change=True (--allow-signature-change).")
 
 
-def _must_be_sticky(sticky: str, live: ModelVersion) -> None:
+def _must_be_sticky(sticky: object, live: ModelVersion, candidates: Sequence[ModelVersion]) -> None:
     if not sticky:
         return
+    if not isinstance(sticky, str):
+        msg = f"sticky={sticky!r:.40} is no name of a column or a header"
+        raise InputError(msg, hint="For example sticky='X-Client-ID'.")
     header, column = sticky_by(sticky, live.signature)
     named = re.fullmatch(r"[a-z0-9!#$%&'*+.^_`|~-]{1,100}", header) is not None
     if column is None and not named:
         known = [each.name for each in live.signature.columns if not each.shape]
         msg = f"{live.tag} has no column {sticky!r} to be sticky by"
         raise InputError(msg, hint=f"{did_you_mean(sticky, known)} A header is named X-… or {HEADER}….")
+    for version in candidates if column is not None else ():
+        # The rows of one request are answered by several, in one answer.
+        if changes := output_changes(live.signature, version.signature):
+            msg = f"{version.tag} and {live.version} cannot answer rows of one request: {changes[0]}"
+            raise ReleaseError(msg, f"Be sticky by a header, not by {sticky!r}: sticky='X-Client-ID'.")
 
 
 def _what_else(before: Traffic) -> str:

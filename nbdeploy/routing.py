@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nbdeploy import processes, traffic_split
+from nbdeploy.errors import NbdeployError
 from nbdeploy.home import check_name, folder, lock, read_json, write_json
 
 
@@ -99,6 +100,11 @@ class Traffic:
         gone = replace(self.unshadowed(left[-1]), live=left[-1], before=tuple(left[:-1]))
         return gone.split(**{left[-1]: 100})
 
+    def without(self, version: str) -> Traffic:
+        """The same without `version` among those that are remembered or prepared: it is deleted."""
+        kept = [tuple(each for each in held if each != version) for held in (self.before, self.warm)]
+        return replace(self, before=kept[0], warm=kept[1])
+
     def unshadowed(self, version: str) -> Traffic:
         """The same without `version` as a shadow."""
         return replace(self, shadow=tuple(each for each in self.shadow if each != version))
@@ -175,7 +181,7 @@ class Traffic:
 
 def traffic(name: str) -> Traffic:
     """Who answers for `name` now; nobody is live where nothing was released."""
-    return _traffic(name, read_json(path(name)))
+    return read(path(name))
 
 
 def live(name: str) -> str | None:
@@ -185,7 +191,7 @@ def live(name: str) -> str | None:
 
 def history(name: str) -> list[dict[str, Any]]:
     """What happened to the traffic of `name`, newest first."""
-    state = read_json(path(name)) or {}
+    state = _state(path(name))
     return [{"action": "served", "evidence": "", **step} for step in reversed(state.get("history", []))]
 
 
@@ -217,8 +223,8 @@ def change(
         As it is now. An edit that changes nothing leaves the generation and the history alone.
     """
     with lock("traffic", check_name(name)):
-        state = read_json(path(name)) or {}
-        old = _traffic(name, state)
+        state = _state(path(name))
+        old = _read(path(name), state)
         new = edit(old)
         if new == old:
             return old
@@ -244,21 +250,62 @@ def path(name: str) -> Path:
 
 
 def read(place: Path) -> Traffic:
-    """The traffic that the file at `place` holds."""
-    return _traffic(place.stem, read_json(place))
+    """The traffic that the file at `place` holds.
+
+    Raises
+    ------
+    NbdeployError
+        It holds something else: somebody edited it, say.
+    """
+    return _read(place, _state(place))
 
 
-def _traffic(name: str, state: Mapping[str, Any] | None) -> Traffic:
-    if not state or not state.get("live"):
-        return Traffic(name, gates=tuple((state or {}).get("gates", ())), generation=(state or {}).get("generation", 0))
-    current = state["live"]
+def _read(place: Path, state: Mapping[str, Any]) -> Traffic:
+    try:
+        return _traffic(place.stem, state)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise _unreadable(place, type(error).__name__) from error
+
+
+def _state(place: Path) -> dict[str, Any]:
+    state = read_json(place)
+    if state is None:
+        return {}
+    steps = state.get("history", []) if isinstance(state, dict) else None
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise _unreadable(place, type(state if steps is None else steps).__name__)
+    return dict(state)
+
+
+def _unreadable(place: Path, what: str) -> NbdeployError:
+    msg = f"{place} holds no traffic of {place.stem!r} ({what})"
+    return NbdeployError(msg, "Put it right; or move it away, stop the service and serve it again.")
+
+
+def _traffic(name: str, state: Mapping[str, Any]) -> Traffic:
+    gates, generation = tuple(state.get("gates") or ()), int(state.get("generation", 1 if state.get("live") else 0))
+    if not state.get("live"):
+        return Traffic(name, gates=gates, generation=generation)
+    current = _version(state["live"])
+    weights = {_version(version): float(share) for version, share in (state.get("weights") or {current: 100.0}).items()}
+    shadow, before, warm = (tuple(map(_version, state.get(key) or ())) for key in ("shadow", "before", "warm"))
+    slots = traffic_split.unpack(state["slots"]) if state.get("slots") else ()
+    plans = (state.get("guard"), state.get("rollout"))
+    if len(slots) not in (0, traffic_split.SLOTS) or not {*slots} <= {current, *weights}:
+        raise ValueError
+    if not all(plan is None or isinstance(plan, dict) for plan in plans):
+        raise TypeError
     return Traffic(
-        name=name, generation=state.get("generation", 1), live=current, weights=state.get("weights") or {current: 100.0},
-        shadow=tuple(state.get("shadow", ())), sticky=state.get("sticky", ""), pin=state.get("pin", True),
-        before=tuple(state.get("before", ())), warm=tuple(state.get("warm", ())), guard=state.get("guard"),
-        rollout=state.get("rollout"), gates=tuple(state.get("gates", ())),
-        slots=traffic_split.unpack(state["slots"]) if state.get("slots") else (),
+        name=name, generation=generation, live=current, weights=weights, shadow=shadow, before=before, warm=warm,
+        sticky=str(state.get("sticky", "")), pin=bool(state.get("pin", True)), guard=plans[0], rollout=plans[1],
+        gates=gates, slots=slots,
     )  # fmt: skip
+
+
+def _version(told: object) -> str:
+    if not isinstance(told, str):
+        raise TypeError
+    return told
 
 
 def _bar(percent: float) -> str:

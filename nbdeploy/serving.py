@@ -71,6 +71,12 @@ class Predictor:
             _tell(spec, RehearsalError(message, "See error.details.", traceback.format_exc()))
             raise
 
+    @property
+    def endpoint(self) -> Endpoint:
+        """The live version. It is not kept here: what is unloaded must not stay in memory."""
+        assert self.app.endpoint is not None
+        return self.app.endpoint
+
     def _start(self, spec: dict[str, Any]) -> None:
         options = ServeOptions.from_dict(spec["options"]) if "options" in spec else ServeOptions.of_environment()
         guard = guard_of(spec)
@@ -93,7 +99,6 @@ class Predictor:
         endpoint = _first(spec["version"] if traffic is None or not followed else traffic, load, rows)
         if spec.get("outcome") and rows is None:  # this start is the rehearsal
             write_json(Path(spec["outcome"]), {"loaded": [found.to_dict() for found in endpoint.loaded()]})
-        self.endpoint = endpoint
         self.app.open(endpoint, guard)
         if spec.get("traffic"):
 

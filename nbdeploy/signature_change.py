@@ -22,7 +22,7 @@ def incompatibilities(asked: Signature, answering: Signature) -> list[str]:
             found.append(f"it needs the column {column.name!r}, which nobody sends")
         elif change := _narrower(old, column):
             found.append(f"column {column.name!r} {change}")
-    return found + _outputs(asked, answering)
+    return found + output_changes(asked, answering)
 
 
 def _narrower(old: Column, new: Column) -> str:
@@ -45,12 +45,16 @@ def _kind(column: Column) -> str:
     return "int" if inner.startswith(("int", "uint")) else "float" if inner.startswith("float") else "string"
 
 
-def _outputs(asked: Signature, answering: Signature) -> list[str]:
+def output_changes(asked: Signature, answering: Signature) -> list[str]:
+    """What in the answers of `answering` is not as in those of `asked`; none if they can stand side by side."""
     if asked.task != answering.task:
         return [f"it does {answering.task} instead of {asked.task}"]
     names = [output.name for output in asked.outputs], [output.name for output in answering.outputs]
     if names[0] != names[1]:
         return [f"its outputs are {_listed(names[1])} instead of {_listed(names[0])}"]
+    for old, new in zip(asked.outputs, answering.outputs, strict=True):
+        if old.shape != new.shape:
+            return [f"its output {new.column!r} has the shape {new.shape} instead of {old.shape}"]
     if asked.classes is not None and answering.classes is None:
         return ["it gives no probabilities"]
     if asked.classes is not None and asked.classes != answering.classes:

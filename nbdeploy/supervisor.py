@@ -158,13 +158,14 @@ class Supervisor:
             if seen != self.traffic_seen:
                 self.traffic_seen = seen
                 self._keep_beside(json.loads(Path(self.spec["traffic"]).read_text()))
-        except (OSError, ValueError, AttributeError):  # nothing is released, or somebody's editor is at it
+        except (OSError, ValueError, AttributeError, TypeError):  # nothing is released, or somebody's editor is at it
             return
         finally:
             self.dismissed = [(process, until) for process, until in self.dismissed if not _ended(process, until)]
 
     def _keep_beside(self, traffic: dict[str, Any]) -> None:
-        wanted = {f"shadow-{version}": ["nbdeploy.shadow_worker", version] for version in traffic.get("shadow") or ()}
+        shadows = [version for version in traffic.get("shadow") or () if isinstance(version, str)]
+        wanted = {f"shadow-{version}": ["nbdeploy.shadow_worker", version] for version in shadows}
         if traffic.get("guard") or traffic.get("rollout"):
             wanted["guardian"] = ["nbdeploy.guardian", self.spec["name"]]
         for name in self.beside.keys() - wanted.keys():

@@ -92,7 +92,11 @@ def key_of(value: Any, kind: str) -> bytes:
         import pandas as pd
 
         moment = pd.Timestamp(value)
-        return str((moment if moment.tzinfo else moment.tz_localize("UTC")).value).encode()
+        moment = moment.tz_convert("UTC").tz_localize(None) if moment.tzinfo else moment
+        # pandas counts nanoseconds in 64 bits, which hold six centuries only.
+        return str(
+            int(moment.to_datetime64().astype("datetime64[us]").astype("int64")) * 1000 + moment.nanosecond
+        ).encode()
     return str(value).encode("utf-8", "surrogatepass")
 
 

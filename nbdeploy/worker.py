@@ -224,6 +224,7 @@ class _Server(Server):
             # What is wanted now is told before anybody counts this worker among those that answer.
             versions.look()
             self._following = asyncio.create_task(versions.follow())
+            await versions.settle()
         await super().startup(sockets)
         if self.started:
             # What is loaded now stays: the collector need not look at it again, in the middle of a request.

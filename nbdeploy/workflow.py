@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,11 +142,14 @@ def serve(
             _refuse_other_options(running, options)
             return running
         with (
+            lock("release", name),  # or a promotion in this very moment would be undone
             steps("serve", ["start"], progress) as step,
-            deployment.launch(wanted, port=port, options=chosen, since=_since(wanted), on_wait=step) as probation,
         ):
-            routing.go_live(name, wanted.version, "served")
-            started = probation.keep(wanted)
+            wanted = model_store.get(name, version or live_version(name))
+            routing.change(name, lambda old: replace(old, warm=()))  # what a release that was killed has left
+            with deployment.launch(wanted, port=port, options=chosen, since=_since(wanted), on_wait=step) as probation:
+                routing.go_live(name, wanted.version, "served")
+                started = probation.keep(wanted)
     bento.build_in_background(wanted)  # which an interrupt may have prevented when it was saved
     return started
 
@@ -460,7 +464,7 @@ def delete(name: str, version: str) -> ModelVersion:
     if not version:
         msg = f"which version of {name!r} is to be deleted is not said"
         raise NotFound(msg, f"Name one: {', '.join(known.version for known in model_store.versions(name)) or 'none'}.")
-    with lock("serve", name):
+    with lock("serve", name), lock("release", name):
         subject = model_store.get(name, version)
         others = [known.version for known in model_store.versions(name) if known != subject]
         instead = f"%deploy serve {name} {others[0]}" if others else "save another and serve that"
@@ -479,6 +483,7 @@ def delete(name: str, version: str) -> ModelVersion:
             )
         with bento.none_built(name):
             version_file.remove(subject)
+        routing.change(name, lambda old: old.without(subject.version))
     return subject
 
 

@@ -50,7 +50,7 @@ def test_what_answers_and_what_is_the_last_one_ready_is_never_unloaded():
 
 def test_requests_go_by_the_new_traffic_only_when_all_that_it_needs_is_there_or_has_failed():
     for wanted, there, serving in moments():
-        needed = {wanted.live, *wanted.candidates, *wanted.warm}
+        needed = {wanted.live, *wanted.candidates}
         settled = all(there.get(name) in (READY, FAILED) for name in needed)
         assert plan(wanted, there, serving).serve == (settled and there[wanted.live] is READY)
 

@@ -163,10 +163,7 @@ def test_without_requests_to_split_the_service_can_be_told_for_when_it_starts(se
     nbdeploy.stop("adder")
     nbdeploy.traffic("adder", v1=50, v2=50, sticky="who")
     nbdeploy.serve("adder")
-    deadline = time.monotonic() + 20
-    while "v2" not in set(nbdeploy.predict("adder", X).version):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    assert set(nbdeploy.predict("adder", X).version) == {"v1", "v2"}
 
 
 # -- promote, rollback -------------------------------------------------------------------------------------------
@@ -203,13 +200,11 @@ def test_a_change_of_traffic_is_followed_by_a_restart_and_by_a_killed_worker(ser
     while deployment.get("adder").workers < 2 or len(deployment.acknowledged("adder")) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    while nbdeploy.predict("adder", X).version.tolist() != expected:
-        assert time.monotonic() < deadline
+    assert nbdeploy.predict("adder", X).version.tolist() == expected
     nbdeploy.stop("adder")
     again = nbdeploy.serve("adder")
     assert again.version == "v2"
-    while nbdeploy.predict("adder", X).version.tolist() != expected:
-        assert time.monotonic() < deadline + 30
+    assert nbdeploy.predict("adder", X).version.tolist() == expected
 
 
 def test_what_is_not_routed_to_is_unloaded_and_the_version_before_stays(service):

@@ -88,6 +88,11 @@ def test_a_value_is_one_key_however_it_is_written(one, other, kind):
     assert key_of(one, kind) == key_of(other, kind)
 
 
+@pytest.mark.parametrize("moment", ["0001-01-01", "1500-01-01T12:00:00", "9999-12-31T23:59:59Z"])
+def test_moments_far_away_are_keys_too(moment):
+    assert key_of(moment, "datetime") != key_of("2013-01-31T08:15:00", "datetime")
+
+
 def test_different_values_are_different_keys():
     values = [None, 0, 1, 1.5, -1, 2**63, "", "0.5", "AA", "aa", "é", "\ud800"]
     assert len({key_of(value, "string") for value in values}) == len(values)
