@@ -95,6 +95,20 @@ def purposes():
 # Where a version answers its gate ---------------------------------------------------------------------------------------
 
 
+def test_a_gate_that_names_no_url_judges_the_candidate_and_not_who_is_live(service, tmp_path):
+    asks = """
+import nbdeploy
+told = nbdeploy.predict("flight-delay", [{"x": 0.1, "kind": 0.0}])
+with nbdeploy.connect("flight-delay") as service:
+    url = str(service.base_url)
+nbdeploy.check("v2 answers", told["version"].iloc[0] == "v2", detail=url)
+"""
+    result = nbdeploy.validate("flight-delay", "v2", notebook=write_gate(tmp_path / "a.ipynb", asks), progress=False)
+
+    assert result.passed, result
+    assert service.url not in result.checks[0].detail
+
+
 LOOKS = """
 import psutil
 for process in psutil.process_iter():
