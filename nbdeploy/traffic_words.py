@@ -9,6 +9,11 @@ from typing import Any
 MAX_SAID = 200
 
 
+def shares(weights: Mapping[str, float]) -> str:
+    """Who gets how much: ``v1 90 %, v2 10 %``."""
+    return ", ".join(f"{version} {share:g} %" for version, share in weights.items())
+
+
 def rollout(facts: Mapping[str, Any], now: float | None = None) -> str:
     """How far a rollout is, and what it waits for: ``v2: 10 %, step 2 of 4 (1, 10, 50, 100 %), 3 of 10 min``."""
     steps, at, run = list(facts.get("steps", ())), int(facts.get("at", 0)), facts.get("run") or {}
