@@ -142,7 +142,9 @@ def _read(path: Path, name: str) -> Evidence | None:
             digest=told["digest"],
             gate=told["gate"],
             gate_digest=told["gate_digest"],
-            passed=told["passed"] is True and held and _is_executed(path.with_suffix(".ipynb"), told["notebook_digest"]),
+            passed=told["passed"] is True
+            and held
+            and _is_executed(path.with_suffix(".ipynb"), told["notebook_digest"]),
             reason=told["reason"] or "its evidence is not whole",
             started=started if started.tzinfo else started.replace(tzinfo=timezone.utc),
             parameters=dict(told["parameters"]),

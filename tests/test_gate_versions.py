@@ -120,9 +120,14 @@ for process in psutil.process_iter():
 """
 
 
-def test_five_secrets_of_a_gate_are_in_no_file_no_log_and_no_other_process(service, tmp_path):
+@pytest.mark.parametrize("named", [False, True])
+def test_five_secrets_of_a_gate_are_in_no_file_no_log_and_no_other_process(service, tmp_path, monkeypatch, named):
+    for name, value in CANARIES.items() if named else ():
+        monkeypatch.setenv(name, value)
     notebook = write_gate(tmp_path / "asks.ipynb", PARAMETERS, ASKS, TELLS, LOOKS, RAISES)
-    result = nbdeploy.validate("flight-delay", "v2", notebook=notebook, env=CANARIES, progress=False)
+    result = nbdeploy.validate(
+        "flight-delay", "v2", notebook=notebook, env=[*CANARIES] if named else CANARIES, progress=False
+    )
 
     assert "raised ConnectionError: no such user: *** at ***" in result.reason
     assert all(one.passed for one in result.checks)
