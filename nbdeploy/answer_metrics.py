@@ -91,7 +91,8 @@ def _rmse(truth: Values, answers: Values) -> float:
 
 
 def _r2(truth: Values, answers: Values) -> float:
-    return float(1 - np.sum((truth - answers) ** 2) / np.sum((truth - truth.mean()) ** 2))
+    spread = float(np.sum((truth - truth.mean()) ** 2))
+    return 1 - float(np.sum((truth - answers) ** 2)) / spread if spread else float("nan")
 
 
 METRICS = {

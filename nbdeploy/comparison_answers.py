@@ -38,8 +38,11 @@ def apart(about: Subject, lines: Lines) -> Apart:
     """How far the answers are apart, with its lines."""
     if about.task == "regression":
         live, candidate = (numbers_of(side.predictions) for side in about.sides)
-        if not np.isfinite(live).any() or not np.isfinite(candidate).any():
+        known = np.isfinite(live), np.isfinite(candidate)
+        if not known[0].any() or not known[1].any():
             return Apart("no answer of one of them is a number", "", pd.DataFrame())
+        if about.shadow and not (known[0] & known[1]).any():
+            return Apart("to no row are both answers numbers", "", _most_different(about, np.full(len(live), np.inf)))
         return (
             _paired_numbers(about, lines, live, candidate) if about.shadow else _numbers(about, lines, live, candidate)
         )
@@ -91,7 +94,7 @@ def _paired_numbers(about: Subject, lines: Lines, live: Values, candidate: Value
     kept = np.isfinite(live) & np.isfinite(candidate)
     tolerance = TOLERANCE * float(live[np.isfinite(live)].std())
     rate, gaps = release_statistics.agreement(live, candidate, tolerance)
-    mean = float(gaps[kept].mean()) if kept.any() else 0.0
+    mean = float(gaps[kept].mean())
     lines.add("mean answer", float(live[kept].mean()), float(candidate[kept].mean()))
     lines.add_one(f"answers that agree within {short(tolerance)}", rate.estimate, rate, "95 % for one look (Wilson)")
     lines.add_one("mean distance of the two answers", mean)

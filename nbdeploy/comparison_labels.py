@@ -14,7 +14,7 @@ import pandas as pd
 from nbdeploy import comparison_plot, release_statistics
 from nbdeploy.answer_metrics import Metric, Values, metric_of
 from nbdeploy.comparison_plot import short
-from nbdeploy.comparison_sides import Answers, Lines, Subject, category, count, joined, numbers_of, percent
+from nbdeploy.comparison_sides import Answers, Lines, Subject, category, count, is_number, joined, numbers_of, percent
 from nbdeploy.errors import CompareError
 from nbdeploy.release_statistics import MIN_ROWS, Difference, Sequential
 
@@ -97,8 +97,13 @@ def _labelled(side: Answers, metric: Metric) -> Answers:
     if metric.name == "auc":
         kept = [i for i in kept if side.scores is not None and not math.isnan(side.scores[i])]
     elif metric.task == "regression":
-        kept = [i for i in kept if math.isfinite(side.predictions[i])]
+        kept = [i for i in kept if is_number(side.predictions[i]) and not _is_none(side.labels[i])]
     return side.at(kept)
+
+
+def _is_none(label: Any) -> bool:
+    """Whether a label is a number and none to reckon with; of what is no number there is a word to say."""
+    return not isinstance(label, (str, bool)) and not is_number(label)
 
 
 def _arrays(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nbdeploy.release_statistics import Distance, Interval
 
 Values = np.ndarray[Any, Any]
+LARGEST = 1e100  # of larger numbers, which a client may send as labels, the sums of squares are none any more
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,8 +142,13 @@ class Lines:
 
 
 def numbers_of(values: Sequence[Any]) -> Values:
-    """As floats, NaN for what is no number."""
-    return np.array([value if isinstance(value, (int, float)) else math.nan for value in values], dtype=float)
+    """As floats, NaN for what is no number, or too large to reckon with."""
+    return np.array([value if is_number(value) else math.nan for value in values], dtype=float)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number to reckon with."""
+    return isinstance(value, (int, float)) and abs(value) <= LARGEST
 
 
 def category(value: Any) -> Any:

@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
@@ -253,7 +253,11 @@ def launch(
 
 @contextmanager
 def aside(
-    version: ModelVersion, *, options: ServeOptions | None = None, on_wait: Callable[[], None] = lambda: None
+    version: ModelVersion,
+    *,
+    options: ServeOptions | None = None,
+    on_wait: Callable[[], None] = lambda: None,
+    untold: Iterable[str] = (),
 ) -> Iterator[Deployment]:
     """Serve a version for a gate, on loopback and apart from the deployment: nobody else is sent there.
 
@@ -266,6 +270,8 @@ def aside(
         Its limits; by default those of the deployment.
     on_wait
         Called about every 0.05 s while waiting.
+    untold : iterable of str
+        Variables of the environment that it does not inherit: what is meant for the gate alone.
 
     Raises
     ------
@@ -291,7 +297,14 @@ def aside(
         token_file = running.token_file if running else ""
         purpose = {"purpose": "gate", "state": ""}
         with started(
-            version, run, listener, options=options, token_file=token_file, more=purpose, on_wait=on_wait
+            version,
+            run,
+            listener,
+            options=options,
+            token_file=token_file,
+            more=purpose,
+            on_wait=on_wait,
+            untold=untold,
         ) as service:
             deployment = _deployment_of(service, version)
             write_json(run / ASIDE_FILE, asdict(deployment))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import logging
 import re
 import secrets
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from nbdeploy import gate_notebook, gate_secrets, home
 from nbdeploy.errors import GateError, NbdeployError
 from nbdeploy.gate_parameters import JSON, fitted
-from nbdeploy.gate_result import Check, GateResult, check, end
+from nbdeploy.gate_result import JUDGED, Check, GateResult, check, end
 from nbdeploy.gate_secrets import Secrets
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Job:
     secrets: Secrets
     folder: Path
     copies: Path | None
+    url: str = ""  # of the service that is judged
 
     @property
     def title(self) -> str:
@@ -68,7 +70,8 @@ class Job:
         """The same with more parameters, as far as its notebook declares them and it has none of that name."""
         declared = gate_notebook.declared_in(self.source)
         more = {key: value for key, value in values.items() if key in declared and key not in self.parameters}
-        return replace(self, parameters={**self.parameters, **fitted(more, declared, self.path.name)})
+        parameters = {**self.parameters, **fitted(more, declared, self.path.name)}
+        return replace(self, parameters=parameters, url=str(values.get("url", "")))
 
 
 class Watched(Protocol):
@@ -172,9 +175,8 @@ class GateRun:
         if self._cancelled:  # before there was anything to cancel
             self.cancel()
         started, clock = datetime.now(timezone.utc), time.monotonic()
-        gate_runner.execute(
-            notebook, job.parameters, recording, folder=job.path.parent, env=job.env, timeout=job.timeout
-        )
+        env = {**job.env, JUDGED: f"{job.deployment} {job.url}"}
+        gate_runner.execute(notebook, job.parameters, recording, folder=job.path.parent, env=env, timeout=job.timeout)
         recording.hide(job.secrets)
         why = gate_verdict.reason(recording, job.timeout, job.secrets.hide)
         name = f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}.ipynb"
@@ -353,7 +355,7 @@ def _keep(result: GateResult, recording: Recording, path: Path) -> GateResult:
     failing = result.notebook
     try:
         home.write_atomic(failing, executed)
-        result = _copied(result, executed)
+        result = replace(_copied(result, executed), notebook_digest=hashlib.sha256(executed).hexdigest())
         failing = result.notebook.with_suffix(".json")
         home.write_json(failing, result.to_dict())
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,7 +58,7 @@ def found(name: str, digest: str) -> list[Evidence]:
     """All verdicts on the version of `name` with this digest, the newest first."""
     try:
         folder = home.home() / "gates" / home.check_name(name) / digest[:16]
-        read = [_read(path, name) for path in folder.glob("*.json")]
+        read = [_read(path, name) for path in folder.glob("*.json") if path.is_file()]
     except (NbdeployError, OSError):
         return []
     kept = [one for one in read if one is not None and one.digest == digest]
@@ -127,7 +128,7 @@ def _stands(gate: Mapping[str, Any], mine: Sequence[Evidence], run: str) -> tupl
 
 
 def _read(path: Path, name: str) -> Evidence | None:
-    """A verdict of ours; None for what is torn, or somebody else's. A pass without its executed notebook is none."""
+    """A verdict of ours; None for what is torn, or somebody else's. A pass without the notebook that was executed is none."""
     try:
         told = json.loads(path.read_bytes())
         checks = [Check.from_dict(one) for one in told["checks"]]
@@ -141,13 +142,20 @@ def _read(path: Path, name: str) -> Evidence | None:
             digest=told["digest"],
             gate=told["gate"],
             gate_digest=told["gate_digest"],
-            passed=told["passed"] is True and held and path.with_suffix(".ipynb").is_file(),
+            passed=told["passed"] is True
+            and held
+            and _is_executed(path.with_suffix(".ipynb"), told["notebook_digest"]),
             reason=told["reason"] or "its evidence is not whole",
             started=started if started.tzinfo else started.replace(tzinfo=timezone.utc),
             parameters=dict(told["parameters"]),
         )
     except (NbdeployError, LookupError, TypeError, ValueError, AttributeError, OSError, RecursionError):
         return None
+
+
+def _is_executed(notebook: Path, digest: str) -> bool:
+    """Whether a notebook stands there as it was executed."""
+    return notebook.is_file() and hashlib.sha256(notebook.read_bytes()).hexdigest() == digest
 
 
 def _text(value: Any) -> str:

@@ -19,6 +19,7 @@ from nbdeploy.report_view import link_to
 CHECK_MIME = "application/vnd.nbdeploy.check+json"
 END_MIME = "application/vnd.nbdeploy.gate-end+json"
 NONCE = "NBDEPLOY_GATE_NONCE"
+JUDGED = "NBDEPLOY_GATE_JUDGES"  # the deployment and the URL of the service that is judged
 
 _numbers = itertools.count()  # of this gate's checks, so that its end can say how many there were
 
@@ -150,6 +151,8 @@ class GateResult:
         A copy of the executed notebook where JupyterLab can open it.
     gate, gate_digest : str
         The gate's name, ``validate.ipynb``, and the SHA-256 of what it asks: the notebook without outputs.
+    notebook_digest : str
+        The SHA-256 of the executed notebook's file.
     parts : tuple of GateResult
         Where several gates ran, the verdict of each. Then `checks` are those of all, and `notebook` is that of the
         first that failed, else of the first.
@@ -168,6 +171,7 @@ class GateResult:
     copy: Path | None = None
     gate: str = ""
     gate_digest: str = ""
+    notebook_digest: str = ""
     parts: tuple[GateResult, ...] = ()
 
     @classmethod
@@ -206,6 +210,7 @@ class GateResult:
             "parameters": self.parameters,
             "gate": self.gate,
             "gate_digest": self.gate_digest,
+            "notebook_digest": self.notebook_digest,
             **({"parts": [part.to_dict() for part in self.parts]} if self.parts else {}),
         }
 
@@ -296,6 +301,12 @@ def end() -> None:
         made = next(_numbers)
         text = f"The end was reached, after {made} check{'' if made == 1 else 's'}."
         _publish({END_MIME: {"checks": made, "nonce": nonce}, "text/plain": text})
+
+
+def judged(name: str) -> str:
+    """Where the version of `name` answers that this gate judges, which may be another than users are answered by; else ''."""
+    deployment, _, url = os.environ.get(JUDGED, "").partition(" ")
+    return url if deployment == name else ""
 
 
 def _mark(passed: bool) -> str:

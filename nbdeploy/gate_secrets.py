@@ -59,12 +59,14 @@ class Secrets:
         return value
 
     def clean(self, notebook: Any) -> None:
-        """Take them out of an executed notebook: out of its sources, its outputs, and what Papermill noted."""
+        """Take them out of an executed notebook: out of its sources, outputs and widgets, and what Papermill noted."""
         if not self._forms:
             return
         about = notebook.metadata.get("papermill", {})
         for key in about.keys() & {"parameters", "exception"}:
             about[key] = self.hide_in(about[key])
+        if "widgets" in notebook.metadata:  # what they show is kept beside the cells
+            notebook.metadata["widgets"] = self.hide_in(notebook.metadata["widgets"])
         for cell in notebook.cells:
             cell.source = self.hide(cell.source)
             for output in cell.get("outputs", ()):

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from nbdeploy import routing, version_numbers
+from nbdeploy import routing, traffic_words, version_numbers
 from nbdeploy.errors import NbdeployError
 from nbdeploy.home import folder, lock
 from nbdeploy.release_plan import DEFAULT, DRIFT_ROWS, GuardRules, Rollout, Run, Verdict, judge, next_step
@@ -52,6 +52,8 @@ class Guardian:
         Promotes a version; returns why it was refused, or ''.
     drift : callable
         The share of a version's columns that drifted since a moment; None as long as that is not known.
+    began : float
+        When the service was started, in seconds since the epoch: its numbers count from there.
     clock, steady : callable
         Seconds since the epoch, and seconds that no change of the clock moves.
     """
@@ -63,12 +65,13 @@ class Guardian:
         read: Callable[[str], Numbers] = version_numbers.read,
         promote: Callable[[str, str, str], str] | None = None,
         drift: Callable[[str, float, int], float | None] = lambda _version, _since, _rows: None,
+        began: float = 0.0,
         clock: Callable[[], float] = time.time,
         steady: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self._read, self._promote, self._drift = read, promote or promote_in_child, drift
-        self._clock, self._steady = clock, steady
+        self._began, self._clock, self._steady = began, clock, steady
         self._now = 0.0  # of this look
         self._last: tuple[float, float] | None = None
 
@@ -79,8 +82,11 @@ class Guardian:
             return False
         now = self._now = self._clock()
         with suppress(Moved):  # the next look sees what it is now
+            if self._last is None:
+                held = self._edit_runs(held, self._from_zero)
             if lost := self._lost(now):
-                held = self._forgive(held, lost, now)
+                # A run may have begun in between.
+                held = self._edit_runs(held, lambda run: run.shifted(min(lost, max(0.0, now - run.since))))
             numbers = dict(self._read(self.name))
             if held.rollout is not None:
                 held = self._roll_out(held, Rollout.from_dict(held.rollout), numbers, now)
@@ -205,7 +211,8 @@ class Guardian:
             new = old.split(**weights) if weights is not None else old
             return replace(new, **plain)
 
-        return routing.change(self.name, edit, action=action, why=why)
+        to = traffic_words.shares(weights) if weights is not None else ""
+        return routing.change(self.name, edit, action=action, to=to, why=why)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -230,16 +237,17 @@ class Guardian:
         os.utime(seen, (now, now))
         return lost if abs(lost) >= GAP else 0.0
 
-    def _forgive(self, held: Traffic, lost: float, now: float) -> Traffic:
-        def shifted(run: Run) -> Run:
-            return run.shifted(min(lost, max(0.0, now - run.since)))  # it may have begun in between
+    def _from_zero(self, run: Run) -> Run:
+        """A run that began under another service, whose numbers are no baseline for those of this one."""
+        return replace(run, baseline={}) if run.since < self._began else run
 
+    def _edit_runs(self, held: Traffic, edit: Callable[[Run], Run]) -> Traffic:
         facts: dict[str, Any] = {}
         if held.rollout is not None:
             rollout = Rollout.from_dict(held.rollout)
-            facts["rollout"] = replace(rollout, run=shifted(rollout.run)).to_dict()
+            facts["rollout"] = replace(rollout, run=edit(rollout.run)).to_dict()
         if held.guard is not None:
-            runs = {version: shifted(Run.from_dict(run)) for version, run in held.guard["watch"].items()}
+            runs = {version: edit(Run.from_dict(run)) for version, run in held.guard["watch"].items()}
             facts["guard"] = {**held.guard, "watch": _stored(runs)}
         return self._change(held, facts)
 
@@ -319,7 +327,7 @@ def run(name: str) -> int:
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the interrupt button of a notebook is not for us
     drift = DriftWatch(name)
-    guardian = Guardian(name, drift=drift)
+    guardian = Guardian(name, drift=drift, began=_began(parent))
     said = ""
     try:
         with lock("guardian", name, timeout=GAP):  # two would act twice
@@ -347,6 +355,14 @@ def _supervisor() -> int:
     with suppress(KeyError, OSError, ValueError):
         return int(json.loads(Path(os.environ["NBDEPLOY_SPEC"]).read_text())["supervisor"])
     return os.getppid()
+
+
+def _began(pid: int) -> float:
+    import psutil
+
+    with suppress(psutil.Error):
+        return float(psutil.Process(pid).create_time())
+    return 0.0
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:

@@ -19,9 +19,10 @@ IDENTITY = "NBDEPLOY_PROCESS"  # the token in a process's environment that tells
 SECRETS = frozenset({"NBDEPLOY_TOKEN", "NBDEPLOY_TOKEN_FILE"})  # a deployment's token stands in its file
 
 
-def environment(**extra: str) -> dict[str, str]:
-    """The environment of every child: the user's, without telemetry and tokens, and with cached bytecode."""
-    env = {key: value for key, value in os.environ.items() if key not in {"PYTHONDONTWRITEBYTECODE", *SECRETS}}
+def environment(*, without: Iterable[str] = (), **extra: str) -> dict[str, str]:
+    """The environment of every child: the user's, without telemetry, tokens and what `without` names, and with cached bytecode."""
+    left = {"PYTHONDONTWRITEBYTECODE", *SECRETS, *without}
+    env = {key: value for key, value in os.environ.items() if key not in left}
     quiet = {
         "BENTOML_DO_NOT_TRACK": "True", "DO_NOT_TRACK": "1", "OTEL_SDK_DISABLED": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_DISABLE_TELEMETRY": "1",

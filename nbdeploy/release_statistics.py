@@ -7,6 +7,7 @@ minus live. Intervals are for 95 % unless told otherwise.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -239,15 +240,17 @@ def _bootstrapped(
         return now - was, was, now
 
     sizes = [len(live[0])] if paired else [len(live[0]), len(candidate[0])]
-    made = stats.bootstrap(
-        [np.arange(size) for size in sizes], scores, vectorized=False, method="percentile",
-        confidence_level=confidence, n_resamples=max(199, min(RESAMPLES, 40_000_000 // sum(sizes))),
-        batch=max(1, 2_000_000 // sum(sizes)), rng=np.random.default_rng(seed),
-    )  # fmt: skip
-    gaps, *drawn = made.bootstrap_distribution.reshape(3, -1)
-    interval = Interval(
-        metric.score(*candidate) - metric.score(*live), *(float(end[0]) for end in made.confidence_interval)
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        made = stats.bootstrap(
+            [np.arange(size) for size in sizes], scores, vectorized=False, method="percentile",
+            confidence_level=confidence, n_resamples=max(199, min(RESAMPLES, 40_000_000 // sum(sizes))),
+            batch=max(1, 2_000_000 // sum(sizes)), rng=np.random.default_rng(seed),
+        )  # fmt: skip
+    found = made.bootstrap_distribution.reshape(3, -1)
+    gaps, *drawn = found[:, np.isfinite(found).all(axis=0)]  # drawn labels that are all the same have no R²
+    ends = np.quantile(gaps, [(1 - confidence) / 2, (1 + confidence) / 2])
+    interval = Interval(metric.score(*candidate) - metric.score(*live), *map(float, ends))
     if paired:
         return interval, (float(gaps.var()) * sizes[0],)
     return interval, tuple(float(each.var()) * size for each, size in zip(drawn, sizes, strict=True))
@@ -288,10 +291,11 @@ def at_every_look(estimate: float, variance: float, rows: float, confidence: flo
         return Sequential(estimate, estimate, estimate, 1.0 if estimate == 0 else 0.0)
     alpha = 1 - confidence
     tuned = -2 * math.log(alpha)
-    mixture = variance * rows * (tuned + math.log(tuned + 1)) / _TUNED_FOR  # the variance of the normal mixture
-    shrunk = math.log1p(mixture / variance)
-    width = math.sqrt(variance * (variance + mixture) / mixture * (tuned + shrunk))
-    evidence = mixture * estimate**2 / (2 * variance * (variance + mixture)) - shrunk / 2
+    mixture = rows * (tuned + math.log(tuned + 1)) / _TUNED_FOR  # the variance of the normal mixture, in `variance`
+    shrunk, deviation = math.log1p(mixture), math.sqrt(variance)
+    width = deviation * math.sqrt((1 + mixture) / mixture * (tuned + shrunk))
+    away = estimate / deviation
+    evidence = mixture / (1 + mixture) * away * away / 2 - shrunk / 2
     return Sequential(estimate, estimate - width, estimate + width, math.exp(-max(0.0, evidence)))
 
 

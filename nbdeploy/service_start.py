@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -58,6 +58,7 @@ def started(
     token_file: str,
     more: Mapping[str, Any],
     on_wait: Callable[[], None],
+    untold: Iterable[str] = (),
 ) -> Iterator[Started]:
     """A service in the folder `run` that answers on `listener`, on probation; it is ended after the block unless kept.
 
@@ -69,6 +70,8 @@ def started(
         What its spec says beside.
     on_wait
         Called about every 0.05 s while waiting.
+    untold : iterable of str
+        Variables of the environment that it does not inherit.
 
     Raises
     ------
@@ -95,7 +98,7 @@ def started(
     write_atomic(run / SERVICE, service)
     # A rehearsal answers the whole sample; a later start proves itself on its first rows.
     write_json(spec_path, {**spec, "path": str(origin), **({"rows": None} if isinstance(subject, Staged) else {})})
-    process = _start(spec_path, log_path, identity, listener)
+    process = _start(spec_path, log_path, identity, listener, untold)
     service_started = Started(process, spec, url, identity, options)
     try:
         answers = partial(listening.answers, url, trust, timeout=0.5)
@@ -129,7 +132,9 @@ def trust_of(options: ServeOptions) -> ssl.SSLContext | None:
 # -- helpers ------------------------------------------------------------------------------------------------
 
 
-def _start(spec_path: Path, log_path: Path, identity: str, listener: socket.socket) -> subprocess.Popen[bytes]:
+def _start(
+    spec_path: Path, log_path: Path, identity: str, listener: socket.socket, untold: Iterable[str]
+) -> subprocess.Popen[bytes]:
     """Start the supervisor, which inherits the listener; it is closed here."""
     run = spec_path.parent
     with suppress(FileNotFoundError):
@@ -140,7 +145,7 @@ def _start(spec_path: Path, log_path: Path, identity: str, listener: socket.sock
     ):
         return subprocess.Popen(
             [sys.executable, "-m", "nbdeploy.supervisor", str(spec_path)],
-            cwd=run, env=processes.environment(**{processes.IDENTITY: identity}), stdin=subprocess.PIPE,
+            cwd=run, env=processes.environment(without=untold, **{processes.IDENTITY: identity}), stdin=subprocess.PIPE,
             stdout=log, stderr=subprocess.STDOUT, pass_fds=[listener.fileno()], start_new_session=True, umask=0o077,
         )  # fmt: skip
 

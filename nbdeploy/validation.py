@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -104,7 +104,7 @@ def validate(
         return run.wait() if wait else run
     from nbdeploy.gate_group import GateRuns
 
-    runs = GateRuns(jobs, lambda on_wait: _served(subject, on_wait), on_progress=on_progress, shown=progress)
+    runs = GateRuns(jobs, lambda on_wait: _served(subject, on_wait, secrets), on_progress=on_progress, shown=progress)
     return runs.wait() if wait else runs
 
 
@@ -216,13 +216,13 @@ def _answers_alone(running: Deployment, subject: ModelVersion) -> bool:
 
 
 @contextmanager
-def _served(subject: ModelVersion, on_wait: Callable[[], None]) -> Iterator[Mapping[str, Any]]:
+def _served(subject: ModelVersion, on_wait: Callable[[], None], secrets: Iterable[str]) -> Iterator[Mapping[str, Any]]:
     """Where the version answers while the block runs, as parameters of a gate."""
     running = deployment.find(subject.name)
     if running is not None and _answers_alone(running, subject):
         yield {"url": running.url, "live_url": ""}
         return
-    with deployment.aside(subject, on_wait=on_wait) as service:
+    with deployment.aside(subject, on_wait=on_wait, untold=secrets) as service:
         other = running is not None and running.version != subject.version
         yield {"url": service.url, "live_url": running.url if running is not None and other else ""}
 

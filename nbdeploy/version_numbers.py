@@ -52,7 +52,7 @@ class VersionNumbers:
         if self.bounds != earlier.bounds:
             return self
         seconds = tuple(now - before for now, before in zip(self.seconds, earlier.seconds, strict=True))
-        if min(*counts, *seconds) < 0:
+        if min(*counts, *seconds) < 0 or counts[1] + counts[2] > counts[0]:
             return self
         return VersionNumbers(self.version, *counts, self.bounds, seconds)
 

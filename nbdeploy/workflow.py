@@ -26,6 +26,7 @@ from nbdeploy.answers import TOLERANCE
 from nbdeploy.artifact import REQUIREMENTS, WHEELS, Options
 from nbdeploy.deployment import Deployment
 from nbdeploy.errors import NbdeployError, NotFound
+from nbdeploy.gate_result import judged
 from nbdeploy.home import check_name, folder, lock
 from nbdeploy.model_store import ModelVersion, Staged
 from nbdeploy.progress import Step, steps
@@ -273,7 +274,7 @@ def predict(
     X : DataFrame, array or list of records
         Column order is free. Sent in chunks.
     url : str, optional
-        Of a service elsewhere; by default the one that runs here under `name`.
+        Of a service elsewhere; by default the one that runs here under `name`, in a gate the one that it judges.
     token_file : path, optional
         Of a file with the token that `url` wants, which nobody else may read.
     proba : bool
@@ -306,7 +307,7 @@ def connect(name: str, *, url: str | None = None, token_file: str | os.PathLike[
     ------
     NotFound, ServiceError
     """
-    where = url or deployment.get(name).url
+    where = url or judged(name) or deployment.get(name).url
     return client.connect(where, deployment.key_of(where, token_file))
 
 

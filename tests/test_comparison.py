@@ -250,6 +250,33 @@ def test_answers_that_are_no_numbers_do_no_harm():
     assert len(made.rows) == 20
 
 
+def test_a_shadow_that_answers_only_what_live_does_not_says_so():
+    rows = [None, 1.0] * 100
+    live, candidate = (answers(v, said, [1.0] * 200, np.random.default_rng(0), ids=IDS[:200])
+                       for v, said in (("v1", rows), ("v2", rows[::-1])))  # fmt: skip
+    made = shadow(live, candidate, "regression")
+
+    assert made.sentence.startswith("to no row are both answers numbers")
+    assert len(made.rows) == 20
+    Strict(made._repr_html_())
+
+
+@pytest.mark.parametrize("metric", ["mae", "rmse", "r2"])
+@pytest.mark.parametrize("compared", [canary, shadow])
+def test_numbers_too_large_to_reckon_with_are_left_out(compared, metric):
+    live, candidate = (numbers(v, 200, off, ids=IDS[:200]) for v, off in (("v1", 9), ("v2", 1)))
+    labels, said = [1e308, -1e308, *live.labels[2:]], [*candidate.predictions[:-2], 1e308, -1e308]
+
+    made = compared(
+        Answers(**{**vars(live), "labels": labels}), Answers(**{**vars(candidate), "predictions": said}),
+        "regression", metric=metric,
+    )  # fmt: skip
+
+    assert made.verdict == "better"
+    assert made.difference.rows in ((198, 198), (196, 196))
+    json.dumps(made.to_dict(), allow_nan=False)
+
+
 # Shadows
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -124,10 +126,11 @@ def test_what_outputs_ids_and_an_earlier_run_left_in_a_notebook_changes_nothing_
 
 # What is on the disk ---------------------------------------------------------------------------------------------------
 
+EXECUTED = "{}"
 WHOLE = {
     "deployment": NAME, "version": VERSION, "digest": DIGEST, "passed": True, "reason": "", "gate": "validate.ipynb",
     "gate_digest": OWN, "started": "2026-01-01T00:00:00+00:00", "seconds": 1.0, "parameters": {"a": 1},
-    "notebook": "/elsewhere.ipynb", "copy": None,
+    "notebook": "/elsewhere.ipynb", "copy": None, "notebook_digest": hashlib.sha256(EXECUTED.encode()).hexdigest(),
     "checks": [{"name": "x", "passed": True, "value": 1, "at_least": 0, "at_most": None, "detail": ""}],
 }  # fmt: skip
 
@@ -137,7 +140,7 @@ def keep(facts, name="one", notebook=True):
     text = facts if isinstance(facts, str) else json.dumps(facts)
     (folder / f"{name}.json").write_text(text)
     if notebook:
-        (folder / f"{name}.ipynb").write_text("{}")
+        (folder / f"{name}.ipynb").write_text(EXECUTED)
 
 
 def test_a_whole_result_with_its_notebook_is_evidence():
@@ -175,6 +178,7 @@ def test_what_is_torn_or_foreign_is_no_evidence(torn):
         {"passed": 1},
         {"passed": "true"},
         {"reason": "it was cancelled"},
+        {"notebook_digest": hashlib.sha256(b"another").hexdigest()},
         {"checks": [{**WHOLE["checks"][0], "value": -1}]},
         {"checks": [{**WHOLE["checks"][0], "value": "nan"}]},
     ],
@@ -188,6 +192,21 @@ def test_a_pass_that_its_own_checks_do_not_bear_out_is_none(change):
 def test_a_pass_without_its_executed_notebook_is_none():
     keep(WHOLE, notebook=False)
     assert not found(NAME, DIGEST)[0].passed
+
+
+@pytest.mark.parametrize("content", ["", "{ }", "{}\n"])
+def test_a_pass_whose_executed_notebook_was_torn_or_edited_is_none(content):
+    keep(WHOLE)
+    next(home.folder("gates", NAME, DIGEST[:16]).glob("*.ipynb")).write_text(content)
+    assert not found(NAME, DIGEST)[0].passed
+
+
+def test_what_is_no_file_is_no_evidence():
+    folder = home.folder("gates", NAME, DIGEST[:16])
+    os.mkfifo(folder / "pipe.json")
+    (folder / "folder.json").mkdir()
+    (folder / "loop.json").symlink_to("loop.json")
+    assert found(NAME, DIGEST) == []
 
 
 def test_the_newest_comes_first_and_a_moment_without_zone_is_utc():

@@ -28,7 +28,7 @@ CANARIES = {
 }
 
 TELLS = """
-import json, os, sys, html, base64, warnings
+import json, os, sys, html, base64, warnings, ipywidgets
 from urllib.parse import quote
 names = ["DB_PASSWORD", "API_TOKEN", "PEM_KEY", "SIGNING_SECRET", "PIN"]
 values = [os.environ[name] for name in names]
@@ -38,6 +38,7 @@ for value in values:
     print(value, file=sys.stderr)
     display({"application/json": {value: [value], "n": int(value) if value.isdigit() else 0}}, raw=True)
     display({"text/html": f"<b>{html.escape(value)}</b>"}, raw=True)
+    display(ipywidgets.HTML(value=f"as {value}", description=value))
     nbdeploy.check(f"asked as {value}", True, detail=value)
 """
 RAISES = """

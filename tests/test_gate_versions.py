@@ -95,6 +95,20 @@ def purposes():
 # Where a version answers its gate ---------------------------------------------------------------------------------------
 
 
+def test_a_gate_that_names_no_url_judges_the_candidate_and_not_who_is_live(service, tmp_path):
+    asks = """
+import nbdeploy
+told = nbdeploy.predict("flight-delay", [{"x": 0.1, "kind": 0.0}])
+with nbdeploy.connect("flight-delay") as service:
+    url = str(service.base_url)
+nbdeploy.check("v2 answers", told["version"].iloc[0] == "v2", detail=url)
+"""
+    result = nbdeploy.validate("flight-delay", "v2", notebook=write_gate(tmp_path / "a.ipynb", asks), progress=False)
+
+    assert result.passed, result
+    assert service.url not in result.checks[0].detail
+
+
 LOOKS = """
 import psutil
 for process in psutil.process_iter():
@@ -106,9 +120,14 @@ for process in psutil.process_iter():
 """
 
 
-def test_five_secrets_of_a_gate_are_in_no_file_no_log_and_no_other_process(service, tmp_path):
+@pytest.mark.parametrize("named", [False, True])
+def test_five_secrets_of_a_gate_are_in_no_file_no_log_and_no_other_process(service, tmp_path, monkeypatch, named):
+    for name, value in CANARIES.items() if named else ():
+        monkeypatch.setenv(name, value)
     notebook = write_gate(tmp_path / "asks.ipynb", PARAMETERS, ASKS, TELLS, LOOKS, RAISES)
-    result = nbdeploy.validate("flight-delay", "v2", notebook=notebook, env=CANARIES, progress=False)
+    result = nbdeploy.validate(
+        "flight-delay", "v2", notebook=notebook, env=[*CANARIES] if named else CANARIES, progress=False
+    )
 
     assert "raised ConnectionError: no such user: *** at ***" in result.reason
     assert all(one.passed for one in result.checks)

@@ -25,15 +25,21 @@ class World:
 
     def __init__(self):
         self.now, self.counts, self.drifted = 1_000_000.0, {}, None
-        self.promoted, self.refusal = [], ""
+        self.promoted, self.refusal, self.began = [], "", 0.0
         self.anew()
 
     def anew(self):
         """Another guardian, as after the end of the last."""
         self.guardian = Guardian(
             NAME, read=self.numbers, promote=self.promote, drift=lambda _version, _since, _rows: self.drifted,
-            clock=lambda: self.now, steady=lambda: self.now,
+            began=self.began, clock=lambda: self.now, steady=lambda: self.now,
         )  # fmt: skip
+
+    def serve_anew(self):
+        """Another service, whose numbers and guardian are its own."""
+        self.now += 10
+        self.counts, self.began = {}, self.now
+        self.anew()
 
     def numbers(self, _name):
         return {
@@ -477,6 +483,33 @@ def test_counters_of_a_service_that_began_anew_count_from_zero(world):
     world.look(1)
 
     assert weights() == {"v1": 100}
+
+
+def test_what_an_earlier_service_counted_hides_no_error_of_this_one(world):
+    world.ask("v2", 100)
+    split(v1=90, v2=10)
+    guard(error_rate=0.02)
+    world.look(3)
+    world.serve_anew()
+    world.ask("v2", 120, errors=60)  # before anybody looks
+    world.look()
+
+    assert weights() == {"v1": 100}
+    assert last()[1].startswith("v2 was taken out of traffic: 60 of 120 answers were errors")
+
+
+def test_a_run_that_began_under_this_service_keeps_its_baseline(world):
+    world.serve_anew()
+    world.ask("v2", 100, errors=100)
+    world.now += 1
+    split(v1=90, v2=10)
+    guard(error_rate=0.02)
+    world.look()
+    world.ask("v2", 50)
+    world.anew()
+    world.look(3)
+
+    assert weights() == {"v1": 90, "v2": 10}
 
 
 # -- drift --------------------------------------------------------------------------------------------------

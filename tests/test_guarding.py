@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import threading
 import time
+from dataclasses import replace
 
 import httpx
 import pandas as pd
@@ -12,13 +15,13 @@ import psutil
 import pytest
 
 import nbdeploy
-from nbdeploy import processes, routing
+from nbdeploy import deployment, processes, routing
 from nbdeploy.errors import GateError, InputError, NotFound, ReleaseError, ServiceError
 from services import own_home
 
 NAME = "flight-delay"
 X = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.0] * 10})
-SECONDS = 3 / 60  # minutes that are three seconds
+SECONDS = 1 / 60  # minutes that are a second
 
 
 class Model:
@@ -36,18 +39,59 @@ class Model:
         return [self.number] * len(X)
 
 
+PATHS = os.pathsep.join([os.path.dirname(__file__), os.getcwd()])
+
+
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.path.dirname(__file__), os.getcwd()]))
+    monkeypatch.setenv("PYTHONPATH", PATHS)
+
+
+@pytest.fixture(scope="module")
+def saved():
+    """v1 is live, and nothing runs. v2 breaks for good at rows from 100 on, v3 is sound and validated, v4 refuses such rows."""
+    with own_home() as made, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", PATHS)
+        for model in (Model(1), Model(2, breaks_at=100.0), Model(3), Model(4, fails_on=100.0)):
+            nbdeploy.save(model, NAME, X)
+        routing.go_live(NAME, "v1", "first")
+        assert nbdeploy.validate(NAME, "v3", progress=False).passed
+        inside = dict(os.environ)
+        try:
+            yield made.parent
+        finally:
+            os.environ.update(inside)
+            with contextlib.suppress(NotFound):
+                nbdeploy.stop(NAME)
 
 
 @pytest.fixture
-def service(request):
-    """v1 is live; v2 is bad for rows from 100 on; v3 is sound."""
-    running = nbdeploy.deploy(Model(1), NAME, X)
-    nbdeploy.save(Model(2, **getattr(request, "param", {"breaks_at": 100.0})), NAME, X)
-    nbdeploy.save(Model(3), NAME, X)
-    return running
+def service(saved, monkeypatch):
+    """All of them, served; one service for the tests of this module. Afterwards v1 has all requests again."""
+    monkeypatch.setenv("NBDEPLOY_HOME", str(saved / "home"))
+    monkeypatch.setenv("BENTOML_HOME", str(saved / "bentoml"))
+    yield deployment.find(NAME) or nbdeploy.serve(NAME)
+    held = routing.traffic(NAME)
+    if held.rollout is not None:
+        nbdeploy.rollout(NAME, abort=True)
+    if held.guard is not None:
+        nbdeploy.guard(NAME, off=True)
+    while routing.live(NAME) != "v1":
+        nbdeploy.rollback(NAME, progress=False)
+    nbdeploy.traffic(NAME, v1=100, progress=False)
+
+
+@pytest.fixture
+def unchanged(saved, home):
+    """The same where nothing runs, for tests that change nothing."""
+    for part in ("home/versions", "home/traffic", "bentoml/models"):
+        shutil.copytree(saved / part, home.parent / part)
+    for made in (home, home.parent / "bentoml"):
+        made.chmod(0o700)
+    routing.change(NAME, lambda old: replace(old.split(v1=100), guard=None, rollout=None))
+    before = routing.path(NAME).read_bytes()
+    yield
+    assert routing.path(NAME).read_bytes() == before
 
 
 class Client:
@@ -93,6 +137,12 @@ def whys(action):
     return list(steps["why"][steps["action"] == action])
 
 
+def kill(service):
+    for process in processes.family(service.pid, service.identity):
+        process.kill()
+    until(lambda: not service.alive)
+
+
 def guardian(service):
     found = [child for child in psutil.Process(service.pid).children() if "nbdeploy.guardian" in child.cmdline()]
     return found[0] if found else None
@@ -101,31 +151,30 @@ def guardian(service):
 # -- guard --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("service", "status", "said"), [
-    ({"breaks_at": 100.0}, 500, "answers were errors"),
-    ({"fails_on": 100.0}, 422, "requests were refused or failed"),
-], indirect=["service"])  # fmt: skip
-def test_a_canary_that_fails_is_taken_out_by_itself_and_history_says_why(service, status, said):
-    nbdeploy.traffic(NAME, v1=50, v2=50)
+def test_a_canary_that_fails_is_taken_out_by_itself_and_history_says_why(service):
     nbdeploy.guard(NAME, error_rate=0.02)
-    until(lambda: nbdeploy.traffic(NAME).guard["watch"])
+    for version, status, said in (
+        ("v2", 500, "answers were errors"), ("v4", 422, "requests were refused or failed"),
+    ):  # fmt: skip
+        nbdeploy.traffic(NAME, v1=50, **{version: 50})
+        until(lambda version=version: version in nbdeploy.traffic(NAME).guard["watch"])
 
-    with Client(service, 500.0) as client:
-        until(lambda: not share("v2"))
-        gone = len(client.answers)
-        until(lambda: len(client.answers) > gone + 400)
+        with Client(service, 500.0) as client:
+            until(lambda version=version: not share(version))
+            gone = len(client.answers)
+            until(lambda client=client, gone=gone: len(client.answers) > gone + 400)
 
-    assert {found for found, _ in client.answers} == {200, status}
-    assert {*client.answers[gone + 300 :]} == {(200, "v1")}
-    assert "v2 was taken out of traffic" in whys("guard")[0]
-    assert said in whys("guard")[0]
-    assert nbdeploy.traffic(NAME).guard["tripped"]["version"] == "v2"
-    assert "v2 was taken out of traffic" in repr(nbdeploy.traffic(NAME))
-    assert 'nbdeploy_guard_tripped{version="v2"} 1.0' in httpx.get(f"{service.url}/metrics").text
+        assert {found for found, _ in client.answers} == {200, status}
+        assert {*client.answers[gone + 300 :]} == {(200, "v1")}
+        assert f"{version} was taken out of traffic" in whys("guard")[0]
+        assert said in whys("guard")[0]
+        assert nbdeploy.history(NAME)["to"][0] == "v1 100 %"
+        assert nbdeploy.traffic(NAME).guard["tripped"]["version"] == version
+        assert f"{version} was taken out: " in repr(nbdeploy.traffic(NAME))
+        assert f'nbdeploy_guard_tripped{{version="{version}"}} 1.0' in httpx.get(f"{service.url}/metrics").text
 
 
 def test_a_clean_canary_is_promoted_where_that_was_asked_for(service):
-    assert nbdeploy.validate(NAME, "v3", progress=False).passed
     nbdeploy.guard(NAME, error_rate=0.02, canary_minutes=SECONDS, then="promote")
     nbdeploy.traffic(NAME, v1=50, v3=50)
 
@@ -133,21 +182,20 @@ def test_a_clean_canary_is_promoted_where_that_was_asked_for(service):
         until(lambda: nbdeploy.traffic(NAME).live == "v3")
 
     assert {status for status, _ in client.answers} == {200}
-    assert whys("promote")[0].startswith("guard: clean for 3")
+    assert whys("promote")[0].startswith("guard: clean for ")
 
 
-def test_a_promotion_that_is_refused_is_told_once_and_the_canary_stays():
-    service = nbdeploy.deploy(Model(1), NAME, X.assign(a=[None, *X["a"][1:]]))
-    nbdeploy.save(Model(2), NAME, X)
+def test_a_promotion_that_is_refused_is_told_once_and_the_canary_stays(service):
     nbdeploy.guard(NAME, error_rate=0.02, canary_minutes=SECONDS, then="promote")
-    nbdeploy.traffic(NAME, v1=50, v2=50, allow_signature_change=True)
+    nbdeploy.traffic(NAME, v1=50, v4=50)
 
     with Client(service):
         until(lambda: nbdeploy.traffic(NAME).guard["refused"])
-        time.sleep(10)
+        tries = nbdeploy.traffic(NAME).guard["watch"]["v4"]["number"]
+        until(lambda: nbdeploy.traffic(NAME).guard["watch"]["v4"]["number"] > tries + 1)
 
-    assert dict(nbdeploy.traffic(NAME).weights) == {"v1": 50, "v2": 50}
-    assert len([why for why in whys("guard") if "it was not promoted: " in why]) == 1
+    assert dict(nbdeploy.traffic(NAME).weights) == {"v1": 50, "v4": 50}
+    assert len([why for why in whys("guard") if "v4 has not passed the gate" in why]) == 1
 
 
 def test_drift_of_a_canary_takes_it_out(service):
@@ -156,7 +204,7 @@ def test_drift_of_a_canary_takes_it_out(service):
     until(lambda: nbdeploy.traffic(NAME).guard["watch"])
     far = pd.DataFrame({"a": [50.0, 60.0, 70.0, 80.0] * 50})
 
-    for _ in range(20):
+    for _ in range(10):
         httpx.post(f"{service.url}/predict", json=far.to_dict("records"), timeout=30)
     until(lambda: not share("v3"), 120)
 
@@ -172,34 +220,33 @@ def test_a_guard_that_is_switched_off_leaves_no_process(service):
     assert nbdeploy.traffic(NAME).guard is None
 
 
-def test_a_guard_shows_itself():
-    nbdeploy.save(Model(1), NAME, X)
-    routing.go_live(NAME, "v1", "first")
+def test_a_guard_shows_itself(service):
+    before = len(nbdeploy.history(NAME))
     set_up = nbdeploy.guard(NAME, error_rate=0.02, p99_ms=200)
 
     assert set_up.guard["rules"]["p99_ms"] == 200
     assert nbdeploy.guard(NAME) == set_up
-    assert len(nbdeploy.history(NAME)) == 2
+    assert len(nbdeploy.history(NAME)) == before + 1
 
 
 # -- rollout ------------------------------------------------------------------------------------------------
 
 
 def test_a_rollout_ends_in_a_promotion_without_a_failed_request(service):
-    with pytest.raises(GateError, match="v3 has not passed the gate"):
-        nbdeploy.rollout(NAME, "v3", steps=[10, 50, 100])
-    assert share("v3") == 0
-    assert nbdeploy.validate(NAME, "v3", progress=False).passed
-    seen = [nbdeploy.rollout(NAME, "v3", steps=[10, 50, 100], minutes=SECONDS).share("v3")]
+    with pytest.raises(GateError, match="v4 has not passed the gate"):
+        nbdeploy.rollout(NAME, "v4", steps=[10, 50, 100])
+    assert share("v4") == 0
+    assert nbdeploy.rollout(NAME, "v3", steps=[10, 50, 100], minutes=SECONDS).share("v3") == 10
 
     with Client(service) as client:
-        until(lambda: share("v3") == 50)
         until(lambda: nbdeploy.traffic(NAME).live == "v3")
         until(lambda: nbdeploy.traffic(NAME).rollout is None)
 
-    assert seen == [10]
     assert {status for status, _ in client.answers} == {200}
-    assert nbdeploy.history(NAME)["why"][0] == "rollout of v3: it is live"
+    steps = nbdeploy.history(NAME).head(4)
+    assert list(steps["to"]) == ["v3", "v3", "v1 50 %, v3 50 %", "v1 90 %, v3 10 %"]
+    assert steps["why"][0] == "rollout of v3: it is live"
+    assert steps["evidence"][1].endswith(".ipynb")
     until(lambda: not guardian(service), 10)
 
 
@@ -213,16 +260,27 @@ def test_a_rollout_of_a_bad_version_ends_by_itself(service):
     assert "v2 was taken out of traffic" in whys("guard")[0]
 
 
-def test_a_rollout_outlives_its_guardian_the_workers_and_the_service(service):
-    nbdeploy.rollout(NAME, "v3", steps=[20, 40, 60], minutes=SECONDS)
+def test_a_rollout_outlives_its_guardian_and_the_service(service):
+    nbdeploy.rollout(NAME, "v3", steps=[20, 40], minutes=SECONDS)
+    until(lambda: guardian(service))
+    kill(service)
+
+    with Client(nbdeploy.serve(NAME)):
+        until(lambda: nbdeploy.traffic(NAME).rollout is None)
+
+    assert share("v3") == 40
+    assert "done, it stays at 40 %" in whys("rollout")[0]
+
+
+@pytest.mark.slow
+def test_a_rollout_outlives_its_guardian_the_workers_and_the_service_at_any_step(service):
+    nbdeploy.rollout(NAME, "v3", steps=[20, 40, 60], minutes=3 * SECONDS)
     until(lambda: guardian(service))
 
     guardian(service).kill()
     with Client(service):
         until(lambda: share("v3") == 40)
-    for process in processes.family(service.pid, service.identity):
-        process.kill()
-    until(lambda: not service.alive)
+    kill(service)
     again = nbdeploy.serve(NAME)
     assert share("v3") == 40
     with Client(again):
@@ -241,16 +299,16 @@ def test_a_rollout_is_paused_resumed_and_aborted(service):
     nbdeploy.rollout(NAME, "v3", steps=[10, 20, 30], minutes=SECONDS)
     nbdeploy.rollout(NAME, pause=True)
     with Client(service):
-        time.sleep(6)
+        time.sleep(3)
         assert share("v3") == 10
         nbdeploy.rollout(NAME, resume=True)
         until(lambda: share("v3") == 20)
         after = nbdeploy.rollout(NAME, abort=True)
         assert (dict(after.weights), after.rollout) == ({"v1": 100}, None)
-        time.sleep(3)
+        time.sleep(2)
 
     assert dict(nbdeploy.traffic(NAME).weights) == {"v1": 100}
-    assert [why.partition(": ")[2] for why in whys("rollout")] == [
+    assert [why.partition(": ")[2] for why in whys("rollout")][:4] == [
         "aborted", whys("rollout")[1].partition(": ")[2], "resumed", "paused"
     ]  # fmt: skip
 
@@ -267,26 +325,6 @@ def test_whoever_changes_the_traffic_ends_the_rollout(service):
 
 
 # -- what is refused ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def saved():
-    """v1 is live and nothing runs; for tests that change nothing."""
-    with own_home() as home, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([os.path.dirname(__file__), os.getcwd()]))
-        for number in (1, 2):
-            nbdeploy.save(Model(number), NAME, X)
-        routing.go_live(NAME, "v1", "first")
-        yield home.parent
-
-
-@pytest.fixture
-def unchanged(saved, monkeypatch):
-    monkeypatch.setenv("NBDEPLOY_HOME", str(saved / "home"))
-    monkeypatch.setenv("BENTOML_HOME", str(saved / "bentoml"))
-    before = routing.path(NAME).read_bytes()
-    yield
-    assert routing.path(NAME).read_bytes() == before
 
 
 @pytest.mark.parametrize(("given", "kind", "said"), [

@@ -76,6 +76,16 @@ def test_a_metric_that_is_not_defined_says_so(name, truth):
         difference(METRICS[name], side, side)
 
 
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_metric_that_many_a_draw_of_the_rows_lacks_is_measured_by_the_others(paired):
+    truth, said = np.r_[1.0, np.zeros(59)], np.linspace(0, 1, 60)
+
+    found = difference(METRICS["r2"], (truth, said), (truth, said / 2), paired=paired)
+
+    assert found.interval.low < found.interval.estimate < found.interval.high
+    assert np.isfinite([found.interval.low, found.interval.high, found.sequential.low, found.sequential.high]).all()
+
+
 # Intervals
 
 
@@ -262,6 +272,13 @@ def test_the_p_value_and_the_interval_say_the_same(estimate, variance, rows):
     assert found.excludes_zero == (found.p < ALPHA)
     assert 0 <= found.p <= 1
     assert found.high - found.low > 2 * 1.96 * math.sqrt(variance)
+
+
+@pytest.mark.parametrize("unit", [1e-150, 1e90, 1e150])
+def test_an_interval_that_holds_at_every_look_has_no_unit(unit):
+    plain, found = at_every_look(0.3, 0.01, 500), at_every_look(0.3 * unit, 0.01 * unit**2, 500)
+
+    assert (found.low / unit, found.high / unit, found.p) == pytest.approx((plain.low, plain.high, plain.p))
 
 
 def test_more_rows_narrow_the_interval():

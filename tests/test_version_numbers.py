@@ -141,6 +141,7 @@ def test_what_came_after_a_reading_is_the_difference():
 def test_after_a_new_start_of_the_deployment_all_of_the_reading_came_after_the_earlier_one():
     assert numbers(5, 1).minus(numbers(10)) == numbers(5, 1)
     assert numbers(20, 0, (5, 15, 0)).minus(numbers(10, 0, (10, 0, 0))) == numbers(20, 0, (5, 15, 0))
+    assert numbers(20, 9).minus(numbers(15, 1)) == numbers(20, 9)  # more errors than requests would be left
     assert numbers(5, bounds=(3.0, 4.0)).minus(numbers(1)) == numbers(5, bounds=(3.0, 4.0))
 
 
