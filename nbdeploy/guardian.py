@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from nbdeploy import routing, traffic_words, version_numbers
+from nbdeploy import routing, version_numbers
 from nbdeploy.errors import NbdeployError
 from nbdeploy.home import folder, lock
 from nbdeploy.release_plan import DEFAULT, DRIFT_ROWS, GuardRules, Rollout, Run, Verdict, judge, next_step
@@ -211,7 +211,7 @@ class Guardian:
             new = old.split(**weights) if weights is not None else old
             return replace(new, **plain)
 
-        to = traffic_words.shares(weights) if weights is not None else ""
+        to = routing.shares(weights) if weights is not None else ""
         return routing.change(self.name, edit, action=action, to=to, why=why)
 
     @contextmanager

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from nbdeploy import deployment, gate_evidence, model_store, rehearsal, routing, traffic_words
+from nbdeploy import deployment, gate_evidence, model_store, rehearsal, routing
 from nbdeploy.errors import GateError, InputError, NbdeployError, NotFound, ReleaseError, did_you_mean
 from nbdeploy.home import check_name, lock
 from nbdeploy.model_store import ModelVersion
@@ -106,7 +106,7 @@ def traffic(
             split = old.split(**shares) if weights else old
             return replace(split, shadow=wanted.shadow, sticky=wanted.sticky, pin=wanted.pin, warm=())
 
-        to = traffic_words.shares(wanted.weights)
+        to = routing.shares(wanted.weights)
         told = "; ".join(
             filter(None, [to, *(f"shadow {v}" for v in wanted.shadow), wanted.sticky and f"sticky by {wanted.sticky}"])
         )

@@ -120,7 +120,7 @@ class Traffic:
     def __repr__(self) -> str:
         if self.live is None:
             return f"Traffic({self.name}: nothing is live)"
-        told = [f"{version} {weight:g} %" for version, weight in self.weights.items()]
+        told = [shares(self.weights)]
         told += [f"shadow {version}" for version in self.shadow]
         told += [f"sticky by {self.sticky}"] if self.sticky and len(self.weights) > 1 else []
         told += [self._told_memory()] if self.memory else []
@@ -177,6 +177,11 @@ class Traffic:
         if version in self.shadow:
             return "shadow"
         return "previous" if self.before[-1:] == (version,) else ""
+
+
+def shares(weights: Mapping[str, float]) -> str:
+    """Who gets how much, in words: ``v1 90 %, v2 10 %``."""
+    return ", ".join(f"{version} {share:g} %" for version, share in weights.items())
 
 
 def traffic(name: str) -> Traffic:
