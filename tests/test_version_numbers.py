@@ -200,4 +200,4 @@ def test_what_a_version_did_as_a_shadow_counts_apart_also_when_it_has_ended(fold
     users, shadows = version_numbers.read(NAME)["v2"], version_numbers.read(NAME, shadows=True)["v2"]
     assert (users.requests, users.errors) == (1, 0)
     assert (shadows.requests, shadows.errors) == (6, 6)
-    assert 'nbdeploy_requests_total{version="v2",route="/predict",status="500"} 6.0' in page
+    assert 'nbdeploy_requests_total{route="/predict",status="500",version="v2"} 6.0' in page
