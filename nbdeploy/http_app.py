@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import parse_qsl
 
 from nbdeploy import access_log
@@ -35,6 +35,7 @@ BODIES_IN_FLIGHT = 4  # times `max_body`: what all bodies that are being read ma
 
 _ONCE = (b"host", b"origin", b"authorization", b"content-type", b"content-length")
 
+_T = TypeVar("_T")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -247,14 +248,19 @@ class HttpApp:
 
     async def _read(self, route: Route, asked: Asked) -> Question:
         assert route.read is not None
+        return await self._beside(asked, route.read, asked)
+
+    async def _beside(self, asked: Asked, work: Callable[..., _T], *given: Any) -> _T:
+        """Do what takes as long as the body is large: in a thread where it would hold others up."""
         if len(asked.body) <= INLINE_BYTES:
-            return route.read(asked)
-        return await asyncio.get_running_loop().run_in_executor(self._parsers, route.read, asked)
+            return work(*given)
+        return await asyncio.get_running_loop().run_in_executor(self._parsers, work, *given)
 
     async def _split(self, question: Question, asked: Asked, call: _Call) -> Reply:
         """The reply to rows of which each is answered by the version that its value in the sticky column has."""
         rows: dict[str, list[int]] = {}
-        for row, version in enumerate(call.table.choice.by_rows(question)):
+        chosen = await self._beside(asked, call.table.choice.by_rows, question)
+        for row, version in enumerate(chosen):
             rows.setdefault(version if version in call.routes else call.table.choice.live, []).append(row)
         parts = dict.fromkeys(rows, question)
         reader = call.version
@@ -267,18 +273,19 @@ class HttpApp:
         if len(rows) == 1:
             call.answered_by(next(iter(rows)))
             return await call.endpoint.answer(parts[call.version])
-        asking = [
-            call.table.endpoints[version].answer(replace(part.take(rows[version]), write=_as_it_is))
-            for version, part in parts.items()
-        ]
+        taken = [await self._beside(asked, part.take, rows[version]) for version, part in parts.items()]
         call.credit(*sorted(rows))
+        asking = [
+            call.table.endpoints[version].answer(replace(part, write=_as_it_is))
+            for version, part in zip(parts, taken, strict=True)
+        ]
         answered = await asyncio.gather(*asking, return_exceptions=True)
         for version, each in zip(parts, answered, strict=True):
             if isinstance(each, BaseException):
                 call.credit(version)  # nobody else is blamed for it
                 raise each
-        told = [cast("Answer", each) for each in answered]
-        return question.write(Answer.merged([*zip(rows.values(), told, strict=True)]))
+        told = [*zip(rows.values(), [cast("Answer", each) for each in answered], strict=True)]
+        return await self._beside(asked, lambda: question.write(Answer.merged(told)))
 
     async def _shown(self, route: Route, asked: Asked) -> Reply:
         assert route.show is not None

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import threading
 import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -158,6 +163,68 @@ def test_what_is_unloaded_gives_its_memory_its_threads_and_its_files_back():
     assert after[0] < before[0] + 60, (before, after)
     assert after[1] <= before[1] + 2, (before, after)
     assert after[2] <= before[2] + 2, (before, after)
+
+
+def test_a_promotion_while_the_service_starts_comes_after_it(service, monkeypatch):
+    nbdeploy.stop("adder")
+    start, promoting = deployment.launch, threading.Thread(target=promote, args=("v2",))
+
+    @contextmanager
+    def launch(*given, **more):
+        with start(*given, **more) as probation:
+            promoting.start()
+            time.sleep(1)
+            yield probation
+
+    monkeypatch.setattr(deployment, "launch", launch)
+    nbdeploy.serve("adder")
+    promoting.join()
+    assert answering() == {nbdeploy.traffic("adder").live} == {"v2"}
+    assert nbdeploy.history("adder").action.tolist() == ["promote", "served"]
+
+
+def test_what_a_killed_release_left_prepared_holds_up_no_worker_and_is_forgotten_by_the_next_start(tmp_path):
+    told = tmp_path / "slow"
+    service = nbdeploy.deploy(Adder(1), "adder", X)
+    nbdeploy.save(Slow(2, str(told)), "adder", X)
+    nbdeploy.save(Adder(3), "adder", X)
+    nbdeploy.traffic("adder", v1=50, v3=50)
+    told.touch()
+    routing.change("adder", lambda old: replace(old, warm=("v2",)))
+    worker = next(p for p in psutil.Process(service.pid).children() if "nbdeploy.worker" in p.cmdline())
+    worker.kill()
+    worker.wait()
+    begun = time.monotonic()
+    assert answering() == {"v1", "v3"}
+    assert time.monotonic() - begun < 15
+    nbdeploy.stop("adder")
+    nbdeploy.serve("adder")
+    assert nbdeploy.traffic("adder").warm == ()
+
+
+class Slow(Adder):
+    """Is loaded in no time until a file is there."""
+
+    def __init__(self, number, told):
+        super().__init__(number)
+        self.told = told
+
+    def __setstate__(self, state):
+        self.__dict__ = state
+        if Path(self.told).exists():
+            time.sleep(60)
+
+
+def test_what_a_worker_could_not_load_is_told_also_where_a_guard_has_written_meanwhile(service):
+    routing.change("adder", lambda old: replace(old, warm=("v2",)))
+    assert eventually(lambda: loaded() == [["v1", "v2"]] * 2)
+    generation = nbdeploy.traffic("adder").generation
+    notes = sorted((Path(service.log).parent / "applied").glob("[12].json"))
+    for note in notes:
+        told = json.loads(note.read_text())
+        note.write_text(json.dumps({**told, "generation": generation + 1, "loaded": ["v1"], "failed": {"v2": "no"}}))
+    with pytest.raises(nbdeploy.ReleaseError, match="worker 1 cannot load adder:v2: no"):
+        deployment.await_applied(service, generation, 1, versions=["v2"])
 
 
 BROKEN = [
