@@ -22,9 +22,17 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"nbdeploy {__version__}")
         return 0
     try:
+        return _answered(arguments, as_json)
+    except BrokenPipeError:  # `nbdeploy predictions NAME | head`
+        sys.stderr.close()
+        return 0
+
+
+def _answered(arguments: Sequence[str], as_json: bool) -> int:
+    try:
         return _run(arguments, as_json)
     except verbs.HelpAsked as asked:
-        print(asked)
+        print(asked, flush=True)
         return 0
     except NbdeployError as error:
         said = json.dumps(error.to_dict()) if as_json else f"nbdeploy: {error}"
@@ -33,9 +41,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("nbdeploy: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `nbdeploy predictions NAME | head`
-        sys.stderr.close()
-        return 0
+    except BrokenPipeError:
+        raise
     except OSError as error:  # a disk that is full or refuses
         if as_json:
             print(json.dumps(NbdeployError(str(error)).to_dict()))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 NEEDS = "versions are compared with SciPy, which is not installed: pip install 'nbdeploy[lab]'"
 MIN_ERRORS = 3  # one or two may be anything
+MIXED = "the shares changed in this time, so what differs may be when each was asked: leave out since to be sure"
 MIN_TIMED, SLOWER = 500, 1.5  # requests of which a 99th percentile says something, and when it is worth a word
 
 __all__ = ["Answers", "Comparison", "compare", "of"]
@@ -64,7 +65,9 @@ def compare(name: str, version: str | None = None, *, since: Any = None, metric:
     traffic = routing.traffic(name)
     live, chosen = _versions(name, traffic, version)
     shadow = chosen.version in traffic.shadow
-    began = prediction_log.moment(since) if since is not None else None if shadow else _began(name, chosen.version)
+    shared = None if shadow else _began(name, chosen.version)
+    began = prediction_log.moment(since) if since is not None else shared
+    mixed = began is not None and shared is not None and shared > began
     window = None if began is None else datetime.fromtimestamp(began, timezone.utc)
     labels = label_log.read(name)
     sides = [
@@ -80,7 +83,7 @@ def compare(name: str, version: str | None = None, *, since: Any = None, metric:
     signature = chosen.signature
     return of(
         name, sides[0], sides[1], shadow=shadow, task=signature.task, classes=signature.classes, metric=metric,
-        since=window.isoformat(timespec="seconds") if window is not None else "",
+        since=window.isoformat(timespec="seconds") if window is not None else "", mixed=mixed,
     )  # fmt: skip
 
 
@@ -157,6 +160,7 @@ def of(
     classes: Sequence[Any] | None = None,
     metric: str | None = None,
     since: str = "",
+    mixed: bool = False,
 ) -> Comparison:
     """What the answers of two versions say; see `compare`.
 
@@ -168,6 +172,8 @@ def of(
         ``classification``, ``regression`` or ``other``.
     classes : sequence, optional
         What a label may be, in the order of the probabilities.
+    mixed : bool
+        The shares of the traffic changed in this time.
 
     Raises
     ------
@@ -207,7 +213,7 @@ def of(
     else:
         said = [apart.sentence, measured.sentence]
     verdict = "worse" if failing else measured.verdict if measured is not None else "undecided"
-    said += [complaint, _advice(verdict, measured, failing=failing)]
+    said += [complaint, _advice(verdict, measured, failing=failing), MIXED if mixed else ""]
     drawn = measured.plot() if measured is not None else ""
     return Comparison(
         name, live.version, candidate.version, "shadow" if shadow else "canary", since, verdict,

@@ -196,9 +196,15 @@ def _remember(
         changed = {**kept, **entries}
         return replace(now, gates=tuple(one for one in changed.values() if one is not None))
 
-    names = ", ".join(gate_evidence.notebook_of({"notebook": key}).name for key in entries)
+    names = ", ".join(_told(key, entry) for key, entry in entries.items())
     why = f"promotions need {names}" if require else f"promotions do not need {names}"
     routing.change(name, edit, action="gates", why=why)
+
+
+def _told(key: str, entry: Mapping[str, Any] | None) -> str:
+    """A gate in the history: ``validate.ipynb (at_least=0.8)``."""
+    strict = ", ".join(f"{name}={value!r}" for name, value in entry["parameters"].items()) if entry else ""
+    return gate_evidence.notebook_of({"notebook": key}).name + (f" ({strict})" if strict else "")
 
 
 def _entry(one: _Chosen, job: gate.Job) -> dict[str, Any]:
@@ -216,7 +222,9 @@ def _answers_alone(running: Deployment, subject: ModelVersion) -> bool:
 
 
 @contextmanager
-def _served(subject: ModelVersion, on_wait: Callable[[], None], secrets: Iterable[str]) -> Iterator[Mapping[str, Any]]:
+def _served(
+    subject: ModelVersion, on_wait: Callable[[], None], secrets: Iterable[str] = ()
+) -> Iterator[Mapping[str, Any]]:
     """Where the version answers while the block runs, as parameters of a gate."""
     running = deployment.find(subject.name)
     if running is not None and _answers_alone(running, subject):

@@ -254,7 +254,7 @@ def parse(words: Sequence[str], prog: str, variables: Sequence[str] = ()) -> tup
     parser = _parser(verb, prog)
     if {"-h", "--help"} & set(words[1:]):
         raise HelpAsked(parser.format_help())
-    return verb, vars(parser.parse_args(list(words[1:])))
+    return verb, vars(parser.parse_intermixed_args(list(words[1:])))
 
 
 def resolve(verb: Verb, values: Mapping[str, Any], resolver: Callable[[Kind, str], Any]) -> dict[str, Any]:
@@ -346,7 +346,7 @@ def _parser(verb: Verb, prog: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     for argument in verb.arguments:
-        options: dict[str, Any] = {"help": argument.help}
+        options: dict[str, Any] = {"help": argument.help.replace("%", "%%")}
         if argument.kind in (Kind.FLAG, Kind.OFF):
             options["action"] = "store_const"
             options["const"] = argument.kind is Kind.FLAG
@@ -370,6 +370,8 @@ def _parser(verb: Verb, prog: str) -> argparse.ArgumentParser:
             flags = [argument.flag, *([argument.short] if argument.short else [])]
             parser.add_argument(*flags, dest=argument.name, required=argument.required, **options)
     parser.add_argument("-h", "--help", action="store_true", default=argparse.SUPPRESS, help="show this help")
+    # Words in any order are parsed by a usage that was written down, and so has its "%" doubled.
+    parser.usage = parser.format_usage().removeprefix("usage: ").strip().replace("%", "%%")
     return parser
 
 

@@ -11,6 +11,7 @@ import joblib
 import pandas as pd
 import pytest
 
+from nbdeploy import verbs
 from nbdeploy.__main__ import main
 
 
@@ -111,6 +112,31 @@ def test_errors_are_json_too(capsys):
     assert main(["--json", "serve", "nothing"]) == 1
 
     assert json.loads(capsys.readouterr().out)["kind"] == "NotFound"
+
+
+@pytest.mark.parametrize("verb", verbs.VERBS)
+def test_every_verb_has_help(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    assert verbs.VERBS[verb].example in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words, found", [
+    (["traffic", "n", "--sticky", "c", "v1=90", "v2=10"], {"weights": ["v1=90", "v2=10"], "sticky": "c"}),
+    (["traffic", "n", "v1=90", "--pin", "v2=10"], {"weights": ["v1=90", "v2=10"], "pin": True}),
+    (["traffic", "n"], {"name": "n", "weights": []}),
+    (["rollout", "n", "--minutes", "5", "v3"], {"version": "v3", "minutes": 5.0}),
+    (["validate", "--require", "n", "v2"], {"name": "n", "version": "v2", "require": True}),
+    (["validate", "n", "--require"], {"name": "n", "version": None}),
+])  # fmt: skip
+def test_options_stand_before_or_after_what_they_are_about(words, found):
+    _, values = verbs.parse(words, "nbdeploy")
+    assert {key: values[key] for key in found} == found
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    shell = f"'{sys.executable}' -m nbdeploy validate --help | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
+    assert (done.stdout.strip(), done.stderr) == ("0", "")
 
 
 def test_help_and_version_are_no_errors(capsys):

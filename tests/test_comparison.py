@@ -477,6 +477,21 @@ def test_a_canary_is_compared_since_it_got_its_share(shop):
     assert nbdeploy.compare("shop", "v2", since="1h").kind == "canary"
 
 
+def test_a_time_in_which_the_shares_changed_is_told(shop):
+    rng = np.random.default_rng(0)
+    nbdeploy.traffic("shop", v1=90, v2=10, progress=False)
+    time.sleep(0.01)
+    for version in ("v1", "v2"):
+        shop.give(version, rng.normal(0, 1, 100).tolist())
+    assert "the shares changed" not in nbdeploy.compare("shop").sentence
+    nbdeploy.traffic("shop", v1=50, v2=50, progress=False)
+    for version in ("v1", "v2"):
+        shop.give(version, rng.normal(0, 1, 100).tolist(), when=time.time() + 1)
+
+    assert "the shares changed" not in nbdeploy.compare("shop").sentence
+    assert "the shares changed in this time" in nbdeploy.compare("shop", since="1h").sentence
+
+
 def test_what_was_a_canary_and_a_shadow_is_compared_since_it_was_a_canary(shop):
     nbdeploy.traffic("shop", v1=90, v3=10, progress=False)
     shop.give("v1", [0.0] * 60)

@@ -362,7 +362,7 @@ def test_a_required_gate_runs_with_the_default_one_until_it_is_taken_back(servic
     assert gates() == needed
     assert routing.traffic("flight-delay").generation == generation + 2
     assert [step["why"] for step in routing.history("flight-delay")[:2]] == [
-        "promotions need validate.ipynb", "promotions need mine.ipynb",
+        "promotions need validate.ipynb (at_least=0.8)", "promotions need mine.ipynb (limit=2.0)",
     ]  # fmt: skip
 
     nbdeploy.validate("flight-delay", "v2", parameters={"margin": 0.1})
