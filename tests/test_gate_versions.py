@@ -175,7 +175,7 @@ def test_while_traffic_is_split_the_live_version_is_judged_alone(service, monkey
     split = routing.traffic("flight-delay").split(v1=50, v2=50)
     monkeypatch.setattr(routing, "traffic", lambda _name: split)
     other = type("Aside", (), {"url": "http://127.0.0.1:1"})
-    monkeypatch.setattr(deployment, "aside", lambda _version, on_wait: contextlib.nullcontext(other))
+    monkeypatch.setattr(deployment, "aside", lambda _version, **_more: contextlib.nullcontext(other))
     with validation._served(model_store.get("flight-delay", "v1"), lambda: None) as told:
         assert told == {"url": other.url, "live_url": ""}
     with validation._served(model_store.get("flight-delay", "v2"), lambda: None) as told:
