@@ -58,6 +58,15 @@ def started(pid: int) -> float:
     return 0.0
 
 
+def resident(pid: int) -> int:
+    """The memory of `pid`, in bytes; 0 when it is gone."""
+    import psutil
+
+    with suppress(psutil.Error):
+        return int(psutil.Process(pid).memory_info().rss)
+    return 0
+
+
 def is_ours(pid: int, start: float, token: str) -> bool:
     """Whether `pid` is still the very process that was recorded: alive, same start, same token."""
     import psutil

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from nbdeploy import deployment, gate_evidence, model_store, rehearsal, routing
+from nbdeploy import deployment, gate_evidence, model_store, processes, rehearsal, routing
 from nbdeploy.errors import GateError, InputError, NbdeployError, NotFound, ReleaseError, did_you_mean
 from nbdeploy.home import check_name, lock
 from nbdeploy.model_store import ModelVersion
@@ -98,7 +98,7 @@ def traffic(
             msg = f"{name}:{min(double)} cannot answer and shadow at the same time"
             raise InputError(msg, hint="Give it a share, or name it in shadow=, not both.")
         _must_be_sticky(wanted.sticky, live, [model_store.get(name, version) for version in wanted.candidates])
-        _prepare(before, [version for version in wanted.candidates if version not in before.weights], step)
+        held = _prepare(before, [version for version in wanted.candidates if version not in before.weights], step)
         step("switch")
 
         def edit(old: Traffic) -> Traffic:
@@ -111,7 +111,7 @@ def traffic(
             filter(None, [to, *(f"shadow {v}" for v in wanted.shadow), wanted.sticky and f"sticky by {wanted.sticky}"])
         )
         now = time.time()
-        after = _switched(routing.change(name, edit, action="traffic", to=told, why=why), before, step)
+        after = _switched(routing.change(name, edit, action="traffic", to=told, why=why), before, step, held)
         _await_shadows(after, [version for version in after.shadow if version not in before.shadow], now, step)
         return after
 
@@ -158,14 +158,14 @@ def promote(
             raise ReleaseError(msg, _what_else(before))
         evidence = must_be_promotable(name, chosen.version, force)
         _must_fit(chosen, model_store.get(name, before.live), allowed=allow_signature_change)
-        _prepare(before, [chosen.version], step)
+        held = _prepare(before, [chosen.version], step)
         step("switch")
         said = f"forced: {force}" + (f"; {why}" if why else "") if force else why
         after = routing.change(
             name, lambda old: replace(old.to_live(chosen.version), warm=()), action="promote", why=said,
             evidence=", ".join(evidence),
         )  # fmt: skip
-        return _switched(after, before, step)
+        return _switched(after, before, step, held)
 
 
 def rollback(name: str, *, why: str = "", progress: bool = True) -> Traffic:
@@ -188,7 +188,7 @@ def rollback(name: str, *, why: str = "", progress: bool = True) -> Traffic:
         if target is None or target.live is None:
             msg = f"nothing was live before {name}:{before.live}"
             raise ReleaseError(msg, f"What there is: %deploy versions {name}.")
-        _prepare(before, [target.live], step, rehearsed=False)
+        held = _prepare(before, [target.live], step, rehearsed=False)
         step("switch")
 
         def edit(old: Traffic) -> Traffic:
@@ -196,7 +196,7 @@ def rollback(name: str, *, why: str = "", progress: bool = True) -> Traffic:
             assert gone is not None
             return replace(gone, warm=())
 
-        return _switched(routing.change(name, edit, action="rollback", why=why), before, step)
+        return _switched(routing.change(name, edit, action="rollback", why=why), before, step, held)
 
 
 def history(name: str) -> pd.DataFrame:
@@ -325,16 +325,24 @@ def _releasing(name: str, verb: str, progress: bool) -> Iterator[tuple[Traffic, 
         yield before, step
 
 
-def _prepare(before: Traffic, versions: Sequence[str], step: Step, *, rehearsed: bool = True) -> None:
-    """Have every worker load `versions` beside what answers; where one cannot, all is as it was."""
+def _prepare(before: Traffic, versions: Sequence[str], step: Step, *, rehearsed: bool = True) -> dict[str, int]:
+    """Have every worker load `versions` beside what answers; where one cannot, all is as it was.
+
+    Returns
+    -------
+    dict
+        How many bytes each worker held before.
+    """
     name = before.name
     running = deployment.find(name)
     if running is None:
-        return
-    told = deployment.acknowledged(name).values()
+        return {}
+    acknowledged = deployment.acknowledged(name)
+    held = {worker: processes.resident(ack["pid"]) for worker, ack in acknowledged.items()}
+    told = acknowledged.values()
     missing = [version for version in versions if not told or any(version not in ack["loaded"] for ack in told)]
     if not missing:
-        return
+        return held
     try:
         if rehearsed:
             step("rehearse")
@@ -352,15 +360,15 @@ def _prepare(before: Traffic, versions: Sequence[str], step: Step, *, rehearsed:
                 msg, error.hint or f"Nothing was changed. See %deploy logs {name}.", error.details
             ) from error
         raise
+    return held
 
 
-def _switched(after: Traffic, before: Traffic, step: Step) -> Traffic:
+def _switched(after: Traffic, before: Traffic, step: Step, held: Mapping[str, int]) -> Traffic:
     running = deployment.find(after.name)
     if running is None or after.generation == before.generation:
         return after
-    then = {worker: ack["memory"] for worker, ack in deployment.acknowledged(after.name).items()}
     now = deployment.await_applied(running, after.generation, SWITCH_SECONDS, step)
-    memory = tuple((then.get(worker, 0), ack["memory"]) for worker, ack in sorted(now.items()))
+    memory = tuple((held.get(worker, 0), ack["memory"]) for worker, ack in sorted(now.items()))
     return replace(after, memory=memory)
 
 

@@ -148,19 +148,21 @@ def test_what_is_unloaded_gives_its_memory_its_threads_and_its_files_back():
         return worker.memory_info().rss >> 20, worker.num_threads(), worker.num_fds()
 
     def promoted(version):
-        nbdeploy.promote("large", version, force="x")
+        changed = nbdeploy.promote("large", version, force="x")
         nbdeploy.predict("large", X.head(2))
         told = nbdeploy.traffic("large")
         both = sorted([told.live, told.before[-1]])
         assert eventually(lambda: deployment.acknowledged("large")["1"]["loaded"] == both)
         time.sleep(1)
+        return changed
 
-    promoted("v2")
+    ((old, new),) = promoted("v2").memory
+    assert 60 < (new - old) >> 20 < 140
     before = uses()
     for version in ("v3", "v1", "v3", "v2"):
         promoted(version)
+    assert eventually(lambda: uses()[0] < before[0] + 60), (before, uses())
     after = uses()
-    assert after[0] < before[0] + 60, (before, after)
     assert after[1] <= before[1] + 2, (before, after)
     assert after[2] <= before[2] + 2, (before, after)
 
