@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from nbdeploy import traffic_split
 from nbdeploy.exchange import Question
 from nbdeploy.routing import Traffic
@@ -85,6 +87,10 @@ def sticky_by(sticky: str, signature: Signature) -> tuple[str, Column | None]:
 def column_values(question: Question, column: Column) -> Sequence[Any]:
     """The values of a column as JSON has them."""
     if question.columns is not None:
-        return question.columns[column.name]
+        told = question.columns[column.name]
+        if column.dtype.lower() != "float32":
+            return told
+        # An Arrow stream holds what the model gets, and 0.1 is no float32.
+        return [value if value is None else float(np.float32(value)) for value in told]
     assert question.frame is not None
     return json_column(column, question.frame[column.label])

@@ -116,6 +116,17 @@ def test_rows_that_a_sticky_column_gives_to_a_version_must_fit_its_own_signature
             assert http.post("/predict", json=[row | {"b": None}]).status_code == status
 
 
+def test_a_value_of_a_sticky_column_is_the_same_whether_it_came_as_json_or_as_arrow():
+    frame = X.assign(who=(X.a / 10).astype("float32"))
+    nbdeploy.deploy(Adder(1), "adder", frame)
+    nbdeploy.save(Adder(2), "adder", frame)
+    nbdeploy.traffic("adder", v1=50, v2=50, sticky="who")
+    arrow = nbdeploy.predict("adder", frame).version.tolist()
+    with nbdeploy.connect("adder") as http:
+        rows = [{"a": value, "who": value / 10} for value in X.a]
+        assert http.post("/predict", json=rows).json()["versions"] == arrow
+
+
 class Choosy(Adder):
     """Fails on numbers that training never saw."""
 
