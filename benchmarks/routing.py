@@ -1,6 +1,6 @@
 """What it costs that requests are routed: the same requests to the same versions, chosen by us or by who asks.
 
-One deployment, one worker, two versions of the same model, and wrk with 32 clients that send one row each. Three
+One deployment, one worker, two versions of the same model, and wrk with 32 clients that send one row each. Four
 measurements, each in turns within one running service:
 
 - loaded: v1 has all requests; with v2 loaded beside it, without a share, against without v2.
@@ -9,6 +9,9 @@ measurements, each in turns within one running service:
   differs is that we choose.
 - two: the same, drawn by request, against all requests for v1: requests that arrive together are answered in two model
   calls, not in one. That is what a second model costs, not what routing does.
+
+- inside: the processor time that the application itself takes for a request, by the way in which the version is chosen.
+  It is the only one of the four that a busy machine leaves as it is.
 
 The figures are medians of the turns' ratios, with their quartiles: of requests a second, and of the processor time of
 the service per request, which other work on the machine disturbs less.
@@ -23,6 +26,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -34,6 +38,7 @@ from typing import Any
 
 import _serving_models
 from _load import Client, Server, wrk
+from _routing_inside import microseconds
 from _serving_models import Model
 from _serving_report import machine
 
@@ -141,6 +146,10 @@ def measure(model: Model, place: Path, given: argparse.Namespace) -> dict[str, d
             service.load_only(*versions)
             return service.load(every, given.seconds)
 
+        if "inside" in given.parts and model.container == "frames":
+            inside = microseconds(NAME, model.singles, service.sticky("column"), 25)
+            print("| inside of a worker | processor time per request |\n|---|--:|")
+            print("".join(f"| {way} | {taken:.1f} µs |\n" for way, taken in inside.items()))
         if "loaded" in given.parts:
             found = compare(
                 {"v2 loaded": lambda: loaded("v1", "v2"), "v1 alone": lambda: loaded("v1")},
@@ -188,10 +197,11 @@ def shown(results: dict[str, dict[str, dict[str, Any]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["pipeline", "linear"])
-    parser.add_argument("--parts", nargs="+", default=["loaded", "request", "header", "column"])
+    parser.add_argument("--parts", nargs="+", default=["inside", "loaded", "request", "header", "column"])
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=2, help="of one turn")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the service is stopped on the way out
     results = {}
     for name in given.models:
         with tempfile.TemporaryDirectory(prefix="nbd-") as place:
@@ -199,8 +209,10 @@ def main() -> None:
             model = _serving_models.fit(name, Path(place))
             results[name] = measure(model, Path(place), given)
     print(json.dumps(results, indent=1), file=sys.stderr)
-    print(shown(results), f"\n{machine()}; medians of {given.rounds} turns of {given.seconds:g} s")
     routed = [facts for found in results.values() for what, facts in found.items() if not what.startswith("two")]
+    if not routed:
+        return
+    print(shown(results), f"\n{machine()}; medians of {given.rounds} turns of {given.seconds:g} s")
     sys.exit(0 if min(facts["rate ratio"] for facts in routed) >= LIMIT else 1)
 
 
