@@ -12,6 +12,7 @@ import gc
 import json
 import logging
 import os
+import random
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from nbdeploy.routing import Traffic
 LOOK_EVERY = 0.02  # seconds between two looks at the traffic file
 START_SECONDS = 15.0  # for a worker that begins to have all that the traffic names, before it answers
 LOAD_TIMEOUT = 110.0  # seconds; who waits for the acknowledgement waits a little longer
+COLLECT_AFTER = (1.0, 4.0)  # seconds
 DRAIN = 90.0  # seconds for requests of a version that is being unloaded
 
 logger = logging.getLogger("bentoml.nbdeploy")
@@ -275,6 +277,8 @@ async def _end(endpoint: Endpoint) -> None:
         waited += 0.05
     await asyncio.get_running_loop().run_in_executor(None, endpoint.close)
     del endpoint
+    # A look at every object takes a tenth of a second: not right after a change, and not in all workers at once.
+    await asyncio.sleep(random.uniform(*COLLECT_AFTER))  # noqa: S311 - nobody is to guess it
     gc.unfreeze()
     gc.collect()
     gc.freeze()
