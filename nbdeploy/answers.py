@@ -356,13 +356,13 @@ def _typed(held: list[Any], output: Output) -> pd.Series:
 
 def _as_dtype(array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
     """`array` with a dtype, unless that would change its values: another version of a model may answer otherwise."""
-    if np.dtype(dtype).kind == "f" and array.dtype.kind in "biuf":
-        return array.astype(dtype)
     try:
         changed = array.astype(dtype)
     except (OverflowError, TypeError, ValueError):
         return array
-    return changed if array.dtype.kind == "O" or bool((changed == array).all()) else array
+    # A float holds what JSON says of it as well as it can; moments came as texts.
+    counted = np.dtype(dtype).kind in "biu" and array.dtype.kind in "biuf"
+    return changed if not counted or bool((changed == array).all()) else array
 
 
 def _array_of(value: Any, output: Output) -> Any:

@@ -170,7 +170,7 @@ def test_a_canary_that_fails_is_taken_out_by_itself_and_history_says_why(service
         assert said in whys("guard")[0]
         assert nbdeploy.history(NAME)["to"][0] == "v1 100 %"
         assert nbdeploy.traffic(NAME).guard["tripped"]["version"] == version
-        assert f"{version} was taken out: " in repr(nbdeploy.traffic(NAME))
+        assert f"{version} was taken out of traffic: " in repr(nbdeploy.traffic(NAME))
         assert f'nbdeploy_guard_tripped{{version="{version}"}} 1.0' in httpx.get(f"{service.url}/metrics").text
 
 
