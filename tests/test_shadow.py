@@ -132,7 +132,8 @@ def shadowing(version="v1", name=NAME, **options):
         process.wait()
 
 
-def until(holds, seconds=20.0):
+def until(holds, seconds=90.0):
+    # A shadow works while a core is free: beside other tests that may take a while.
     deadline = time.monotonic() + seconds
     while not (held := holds()):
         assert time.monotonic() < deadline, "it did not happen in time"
