@@ -138,7 +138,6 @@ class LoadedVersions:
         self._applied = -1
         self._in_force = Traffic(endpoint.name)
         self._seen: tuple[int, int, int] | None = None
-        self._memory: dict[str, int] = {}
         self._arrived = asyncio.Event()  # nothing that requests need is being loaded
 
     async def follow(self) -> None:
@@ -223,9 +222,8 @@ class LoadedVersions:
             held.endpoint = await asyncio.wait_for(asyncio.shield(work), LOAD_TIMEOUT)
             held.state = State.READY
             self._picture()
-            self._memory[version] = max(0, _resident() - before)
             gc.freeze()  # it stays: the collector need not look at it in the middle of a request
-            logger.info("%s is loaded, with %d MB", version, self._memory[version] >> 20)
+            logger.info("%s is loaded, with %d MB", version, max(0, _resident() - before) >> 20)
         except asyncio.TimeoutError:
             held.why = f"it was not loaded within {LOAD_TIMEOUT:.0f} s"
             work.add_done_callback(_close_late)
@@ -238,7 +236,6 @@ class LoadedVersions:
 
     def _unload(self, version: str) -> None:
         held = self._versions.pop(version)
-        self._memory.pop(version, None)
         if held.endpoint is not None:
             task = asyncio.create_task(_end(held.endpoint))
             _ending.add(task)
@@ -256,7 +253,7 @@ class LoadedVersions:
                 "generation": self._wanted.generation, "applied": self._applied == self._wanted.generation, "pid": os.getpid(),
                 "loaded": sorted(v for v, state in states.items() if state is State.READY),
                 "failed": {v: held.why for v, held in self._versions.items() if held.state is State.FAILED},
-                "memory": _resident(), "memory_of": self._memory,
+                "memory": _resident(),
             }  # fmt: skip
             write_note(self._note, json.dumps(told).encode())
 

@@ -87,7 +87,7 @@ def traffic(
         live = model_store.get(name, before.live)
         named = [shadow] if isinstance(shadow, str) else shadow or ()
         shadows = before.shadow if shadow is None else tuple(dict.fromkeys(named))
-        for version in dict.fromkeys((*shares, *shadows)):
+        for version in sorted({*shares, *shadows}.difference(before.used)):  # what is there was let in
             _must_fit(model_store.get(name, version), live, allowed=allow_signature_change)
         wanted = before.split(**shares) if weights else before
         wanted = replace(

@@ -366,6 +366,7 @@ def test_a_version_that_is_broken_by_now_gets_no_request_and_the_live_one_goes_o
         with next(stored.glob("*.pkl")).open("r+b") as file:
             file.write(b"\x80\x05N.")
     before = nbdeploy.traffic("adder")
+    workers = [p.pid for p in psutil.Process(service.pid).children()]
     with clients(service.url, 4) as seen:
         for change in (lambda: nbdeploy.traffic("adder", v1=90, v2=10), lambda: promote("v2")):
             with pytest.raises(nbdeploy.ReleaseError, match="adder:v2 cannot take requests") as refused:
@@ -376,9 +377,7 @@ def test_a_version_that_is_broken_by_now_gets_no_request_and_the_live_one_goes_o
     now = nbdeploy.traffic("adder")
     assert (now.live, now.weights, now.warm) == (before.live, before.weights, ())
     assert nbdeploy.history("adder").action.tolist() == ["served"]
-    assert [p.pid for p in psutil.Process(service.pid).children()] == [
-        p.pid for p in psutil.Process(service.pid).children()
-    ]
+    assert [p.pid for p in psutil.Process(service.pid).children()] == workers
 
 
 def test_a_candidate_that_no_worker_can_load_any_more_leaves_its_share_to_the_live_one(tmp_path):
@@ -436,6 +435,8 @@ def test_a_change_that_makes_no_sense_is_refused_in_a_line_and_changes_nothing()
         assert "\n" not in str(refused.value)
         assert routing.path("adder").read_bytes() == before, said
     nbdeploy.traffic("adder", v1=90, v4=10, allow_signature_change=True)
+    # What was allowed once stays so where something else is changed.
+    assert nbdeploy.traffic("adder", pin=False).weights == {"v1": 90, "v4": 10}
 
 
 def test_nothing_is_live_before_the_first_release():
