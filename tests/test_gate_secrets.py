@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import secrets
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,15 @@ from nbdeploy.gate_secrets import Secrets, environment, refuse_secrets
 
 WHO = {"deployment": "flight-delay", "version": "v1", "digest": "ab" * 32}
 
-# Quotes, brackets, lines, other alphabets: whatever a password may hold.
+# Quotes, brackets, lines, other alphabets: whatever a password may hold. Each test process has its own, since some
+# tests look for them in every process of the machine.
+OWN = secrets.token_hex(4)
 CANARIES = {
-    "DB_PASSWORD": 'canary-"quoted"\\one',
-    "API_TOKEN": "canary<two>&more",
-    "PEM_KEY": "-----BEGIN X-----\ncanary-three-line-1\ncanary-three-line-2\n-----END X-----",
-    "SIGNING_SECRET": "kanarienvögel-vier",
-    "PIN": "123456789123",
+    "DB_PASSWORD": f'canary-"quoted"\\one-{OWN}',
+    "API_TOKEN": f"canary<two>&more-{OWN}",
+    "PEM_KEY": f"-----BEGIN X-----\ncanary-{OWN}-line-1\ncanary-{OWN}-line-2\n-----END X-----",
+    "SIGNING_SECRET": f"kanarienvögel-{OWN}",
+    "PIN": str(10**12 + secrets.randbelow(10**12)),
 }
 
 TELLS = """
