@@ -11,6 +11,7 @@ NbdeployError
 ├── ReleaseError     a change of traffic that is refused, or that a version prevents
 ├── GateError        a gate that could not be run (a failed gate is a value, not an error)
 ├── CompareError     two versions of which nothing can be said
+├── QualityError     answers of which nobody can say how good they were
 └── DriftError       nothing to compare
 """
 
@@ -104,6 +105,10 @@ class GateError(NbdeployError):
 
 class CompareError(NbdeployError):
     """Of two versions nothing can be said."""
+
+
+class QualityError(NbdeployError):
+    """How good answers were cannot be said."""
 
 
 class DriftError(NbdeployError):
