@@ -158,9 +158,9 @@ class Share:
                 if os.getppid() != self._parent:
                     return
                 write_note(self._path, body)
-                if self._within is not None:
-                    os.close(self._within)
-                self._within = _opened(self._path.parent)
+                former, self._within = self._within, _opened(self._path.parent)
+                if former is not None:
+                    os.close(former)
             self._written = body
 
     def _others(self) -> tuple[list[Worker], Ended]:
