@@ -18,9 +18,9 @@ from .errors import NotFound as NotFound
 from .errors import PortBusy as PortBusy
 from .errors import RehearsalError as RehearsalError
 from .errors import ReleaseError as ReleaseError
+from .errors import RuleError as RuleError
 from .errors import SaveError as SaveError
 from .errors import ServiceError as ServiceError
-from .errors import RuleError as RuleError
 from .exports import Exported as Exported
 from .exports import export as export
 from .framework import Framework as Framework

@@ -126,7 +126,12 @@ def _service(address: str) -> tuple[Any, Any]:
         what = f"{scheme[1].lower()}://" if scheme else "it"
         msg = f"{what} is no kind of address that Apprise knows"
         near = did_you_mean(scheme[1].lower(), names) if scheme else ""
-        raise AlertError(msg, f"{near} See https://github.com/caronc/apprise/wiki.".strip() if "Known" not in near else "See https://github.com/caronc/apprise/wiki.")
+        raise AlertError(
+            msg,
+            f"{near} See https://github.com/caronc/apprise/wiki.".strip()
+            if "Known" not in near
+            else "See https://github.com/caronc/apprise/wiki.",
+        )
     msg = f"{shown(address)} is an address that Apprise cannot read: something is missing in it"
     raise AlertError(msg, f"See https://github.com/caronc/apprise/wiki on {scheme[1].lower()}://.")
 

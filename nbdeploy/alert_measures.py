@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from nbdeploy import live_quality, model_store, numbers_log, prediction_log, watching
+from nbdeploy import drift_report, model_store, numbers_log, prediction_log, watching
 from nbdeploy.alert_delivery import data
 from nbdeploy.alert_rules import ENOUGH, Rule, duration
 from nbdeploy.counted_numbers import Counted
@@ -118,7 +118,9 @@ class Measuring:
         if rule.measure == "requests":
             return self._requests(rule, requests, start, of)
         if rule.measure == "log.dropped":
-            return Reading(float(counted.dropped if counted else 0), f"{counted.rows if counted else 0:,} rows were answered")
+            return Reading(
+                float(counted.dropped if counted else 0), f"{counted.rows if counted else 0:,} rows were answered"
+            )
         if counted is None or not requests:
             return Reading(None, f"no request {_when(rule)}")
         if rule.measure in ENOUGH:
@@ -159,9 +161,14 @@ class Measuring:
 
     def _report(self, rule: Rule, version: str, start: datetime, end: datetime) -> DriftReport | Reading:
         if importlib.util.find_spec("evidently") is None:
-            return Reading(None, "drift is measured by Evidently, which is not installed: pip install 'nbdeploy[lab]'", failed=True)
+            return Reading(
+                None, "drift is measured by Evidently, which is not installed: pip install 'nbdeploy[lab]'", failed=True
+            )
         try:
-            return watching.drift(self._name, start, until=end, version=version, page=False)
+            if version == watching.live_version(self._name):
+                return watching.drift(self._name, start, until=end, page=False)
+            reference, current = watching.sides(self._name, version, start, end)
+            return drift_report.measure(reference, current, name=self._name, version=version)
         except DriftError as error:
             if prediction_log.read(self._name, since=start, until=end, version=version).empty:
                 return Reading(None, f"{version} was asked nothing {_when(rule)}")
@@ -183,7 +190,9 @@ def _of_all(rule: Rule, report: DriftReport) -> Reading:
     if not len(judged):
         return Reading(None, f"too few rows for a verdict: {report.rows_current:,} {_when(rule)}")
     drifted = [str(column) for column in judged.index[judged.astype(bool)]]
-    named = ", ".join(map(data, drifted[:MAX_NAMED])) + (f" and {len(drifted) - MAX_NAMED} more" if drifted[MAX_NAMED:] else "")
+    named = ", ".join(map(data, drifted[:MAX_NAMED])) + (
+        f" and {len(drifted) - MAX_NAMED} more" if drifted[MAX_NAMED:] else ""
+    )
     said = f"{len(drifted)} of {len(judged)} columns drift{f': {named}' if named else ''}"
     return Reading(report.share if rule.comparison else report.drifted, said)
 
@@ -218,12 +227,20 @@ def _of_quality(rule: Rule, windows: pd.DataFrame) -> Reading:
 
 def _said(rule: Rule, readings: list[Reading], number: int = 0) -> str:
     """The values of some windows, the newest first; `number` is that of a single older one."""
-    told = [f"{_value(rule, each.value)}{f' ({each.said})' if each.said else ''}" for each in readings if each.value is not None]
+    told = [
+        f"{_value(rule, each.value)}{f' ({each.said})' if each.said else ''}"
+        for each in readings
+        if each.value is not None
+    ]
     if not rule.about.timed:
         return _line(told[0])
     if number > 1:
         return _line(f"{told[0]} in the {'window' if number == 2 else f'{number - 1} windows'} before")
-    return _line(f"{', and before that '.join(told)} {_when(rule)}" if len(told) == 1 else f"{', before that '.join(told)}, each in {duration(rule.window)}")
+    return _line(
+        f"{', and before that '.join(told)} {_when(rule)}"
+        if len(told) == 1
+        else f"{', before that '.join(told)}, each in {duration(rule.window)}"
+    )
 
 
 def _value(rule: Rule, value: float | bool) -> str:
@@ -240,5 +257,3 @@ def _when(rule: Rule) -> str:
 
 def _line(text: str) -> str:
     return " ".join(str(text).split())[:600]
-
-

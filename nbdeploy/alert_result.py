@@ -221,9 +221,7 @@ def _text(summary: str, cells: Sequence[Sequence[str]]) -> str:
 
 def _html(summary: str, heads: Iterable[str], cells: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
-    rows = "".join(
-        f"<tr>{''.join(f'<td{_kind(text)}>{html.escape(text)}</td>' for text in row)}</tr>" for row in cells
-    )
+    rows = "".join(f"<tr>{''.join(f'<td{_kind(text)}>{html.escape(text)}</td>' for text in row)}</tr>" for row in cells)
     return f'{_STYLE}<div class="nbdeploy-alerts"><p><b>{html.escape(summary)}</b></p><table><tr>{head}</tr>{rows}</table></div>'
 
 

@@ -236,10 +236,19 @@ class _Reader:
             self._fail(named, f"{name!r} is no measure", did_you_mean(name, MEASURES))
         if not rest:
             if name != "drift":
-                self._fail(named, f"{name} is compared with nothing", f"For example {_EXAMPLES.get(name, f'{name} > 0.1')}.", after=True)
+                self._fail(
+                    named,
+                    f"{name} is compared with nothing",
+                    f"For example {_EXAMPLES.get(name, f'{name} > 0.1')}.",
+                    after=True,
+                )
             return {"measure": name, "column": column}
         if name == "drift" and column is None:
-            self._fail(named, "'drift' is a verdict, not a number", "Write drift alone, drift.share > 0.3, or drift(\"carrier\") > 0.1.")
+            self._fail(
+                named,
+                "'drift' is a verdict, not a number",
+                'Write drift alone, drift.share > 0.3, or drift("carrier") > 0.1.',
+            )
         comparison, number, *unit = rest
         limit = self._limit(MEASURES[name], number, unit[0] if unit else None)
         return {"measure": name, "column": column, "comparison": str(comparison), "limit": limit}
@@ -299,7 +308,9 @@ def _lark() -> Lark:
 
 def _unexpected(text: str, error: UnexpectedInput) -> RuleError:
     token = getattr(error, "token", None)
-    asked = set(getattr(error, "allowed", None) or getattr(error, "accepts", None) or getattr(error, "expected", None) or ())
+    asked = set(
+        getattr(error, "allowed", None) or getattr(error, "accepts", None) or getattr(error, "expected", None) or ()
+    )
     at, length = len(text.rstrip()), 1
     if token is not None and token.type != "$END":
         at, length = token.start_pos or 0, len(token)

@@ -125,7 +125,12 @@ def state(name: str) -> State:
     known = {each.name: told[each.name] for each in fields(State) if each.name in told} if _is(told, Mapping) else {}
     made = State(**known)
     fits = _is(made.firing, dict) and _is(made.waiting, list) and _is(made.given_up, int) and _is(made.looked, str)
-    if not known or not fits or not all(map(_is_event, made.firing.values())) or not all(map(_is_message, made.waiting)):
+    if (
+        not known
+        or not fits
+        or not all(map(_is_event, made.firing.values()))
+        or not all(map(_is_message, made.waiting))
+    ):
         msg = f"{path} holds no state of alerts"
         raise NbdeployError(msg, "Move it away: what fires now is then told once more.")
     return made
@@ -143,7 +148,9 @@ def firing(name: str) -> list[Event]:
     """The events of `name` that go on, as the last look saw them; those of rules that were removed are over."""
     held, there = state(name), {kept.key for kept in rules(name)}
     names_ = [each.name for each in fields(Event)]
-    return [Event(**{key: str(facts.get(key, "")) for key in names_}) for key, facts in held.firing.items() if key in there]
+    return [
+        Event(**{key: str(facts.get(key, "")) for key in names_}) for key, facts in held.firing.items() if key in there
+    ]
 
 
 def told(name: str) -> str:

@@ -63,7 +63,9 @@ def alert(
     if rule is None:
         if off or targets is not None:
             msg = "which rule is not said"
-            raise AlertError(msg, f"Say it, or its number: %deploy alert {name} 1 {'--off' if off else '--to ADDRESS'}.")
+            raise AlertError(
+                msg, f"Say it, or its number: %deploy alert {name} 1 {'--off' if off else '--to ADDRESS'}."
+            )
         return _shown(name, alert_store.rules(name))
     if off:
         return _shown(name, alert_store.change(name, lambda old: _without(name, old, rule)))
@@ -72,7 +74,9 @@ def alert(
 
     def edit(old: tuple[Kept, ...]) -> tuple[Kept, ...]:
         if any(kept.text == text for kept in old):
-            return tuple(replace(kept, to=targets) if kept.text == text and targets is not None else kept for kept in old)
+            return tuple(
+                replace(kept, to=targets) if kept.text == text and targets is not None else kept for kept in old
+            )
         if len(old) >= alert_store.MAX_RULES:
             msg = f"{name!r} has {len(old)} rules already, the most there can be"
             raise AlertError(msg, f"Remove one: %deploy alert {name} 1 --off.")
@@ -163,7 +167,9 @@ def _judged(name: str, now: datetime, kept: Sequence[Kept], held: State) -> tupl
         if facts is None:
             found.append(Alert(name, rule.text, judged.state, judged.said, values=judged.values))
             continue
-        found.append(Alert(name, rule.text, judged.state, judged.said, facts["event"], facts["since"], judged.values, over))
+        found.append(
+            Alert(name, rule.text, judged.state, judged.said, facts["event"], facts["since"], judged.values, over)
+        )
         if over or judged.state == FIRING:
             new.waiting += _messages(name, rule, facts, judged, over=over, now=new.looked)
     known = {(rule.key, digest(target)) for rule in kept for target in rule.to}
@@ -202,9 +208,7 @@ def _messages(
                "title": title, "body": body, "since": now, "tries": 0}  # fmt: skip
 
 
-def _worded(
-    name: str, rule: Kept, facts: dict[str, Any], judged: Judged, *, over: bool, now: str
-) -> tuple[str, str]:
+def _worded(name: str, rule: Kept, facts: dict[str, Any], judged: Judged, *, over: bool, now: str) -> tuple[str, str]:
     """Title and body of a message. What others chose is in them as text that means nothing to any service."""
     asked = parse(rule.text)
     plain = rule.text if asked.column is None else replace(asked, column=data(asked.column)).text
@@ -234,7 +238,9 @@ def _keep(name: str, held: State) -> list[str]:
     try:
         alert_store.keep(name, held)
     except (OSError, NbdeployError) as error:
-        return [f"{name}: what was told cannot be written down, so it will be told again: {getattr(error, 'strerror', '') or error}"]
+        return [
+            f"{name}: what was told cannot be written down, so it will be told again: {getattr(error, 'strerror', '') or error}"
+        ]
     return []
 
 
@@ -313,12 +319,8 @@ def _without(name: str, old: tuple[Kept, ...], rule: str) -> tuple[Kept, ...]:
 
 
 def _shown(name: str, kept: Sequence[Kept]) -> AlertRules:
-    return AlertRules(
-        name, tuple(rule.text for rule in kept), tuple(tuple(map(shown, rule.to)) for rule in kept)
-    )
+    return AlertRules(name, tuple(rule.text for rule in kept), tuple(tuple(map(shown, rule.to)) for rule in kept))
 
 
 def _now() -> datetime:
     return datetime.now(timezone.utc)
-
-

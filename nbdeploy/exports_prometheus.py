@@ -20,7 +20,11 @@ ROUTES = "/predict|/invocations|/bentoml/predict|.*:predict|.*/infer"
 BY = "job, instance"  # one deployment is one target
 
 _STATUS = {"error_rate": "5..", "refused_rate": "4.."}
-_UNITS = {"share": "{{ $value | humanizePercentage }}", "ms": '{{ printf "%.3g" $value }} ms', "count": '{{ printf "%.0f" $value }}'}
+_UNITS = {
+    "share": "{{ $value | humanizePercentage }}",
+    "ms": '{{ printf "%.3g" $value }} ms',
+    "count": '{{ printf "%.0f" $value }}',
+}
 
 
 def render(name: str) -> tuple[str, tuple[str, ...]]:
@@ -44,7 +48,10 @@ def render(name: str) -> tuple[str, tuple[str, ...]]:
     group = {"name": f"nbdeploy-{name}", "rules": [_alerting(name, rule) for rule in parsed]}
     told = [f"not exported, for Prometheus does not see it: {visible(text)}" for text in left_out]
     told += [f"these need nbdeploy alerts {name}, from cron say"] if left_out else []
-    head = [f"# Made by nbdeploy export {name} prometheus. Check it: promtool check rules FILE", *(f"# {note}" for note in told)]
+    head = [
+        f"# Made by nbdeploy export {name} prometheus. Check it: promtool check rules FILE",
+        *(f"# {note}" for note in told),
+    ]
     body = yaml.safe_dump({"groups": [group]}, sort_keys=False, allow_unicode=True, width=10_000)
     return "\n".join([*head, body]), tuple(told)
 
@@ -70,7 +77,9 @@ def expression(name: str, rule: Rule) -> str:
         version = [each for each in asked if each.startswith("version=")]
         lost = f"sum by ({BY}) (increase(nbdeploy_log_drops_total{_braces(version)}{window}))"
         return f"{lost} {limit} and {ours}"
-    nobody = f"0 * max by ({BY}) (nbdeploy_info{{name={_quoted(name)}}})"  # before the first request there is no counter
+    nobody = (
+        f"0 * max by ({BY}) (nbdeploy_info{{name={_quoted(name)}}})"  # before the first request there is no counter
+    )
     found = f"({requests} or {nobody}) {limit} and {ours}"
     if not rule.breaks(0.0):
         return found
