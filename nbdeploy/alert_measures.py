@@ -116,7 +116,7 @@ class Measuring:
         requests = counted.requests if counted else 0
         of = f"{requests:,} request{'' if requests == 1 else 's'}"
         if rule.measure == "requests":
-            return self._requests(rule, requests, start, of)
+            return self._requests(rule, requests, start)
         if rule.measure == "log.dropped":
             return Reading(
                 float(counted.dropped if counted else 0), f"{counted.rows if counted else 0:,} rows were answered"
@@ -130,14 +130,14 @@ class Measuring:
         several = counted.errors if rule.measure == "error_rate" else counted.refused
         return Reading(several / requests, f"{several:,} of {of}")
 
-    def _requests(self, rule: Rule, requests: int, start: datetime, of: str) -> Reading:
+    def _requests(self, rule: Rule, requests: int, start: datetime) -> Reading:
         # As long as it was not there in the whole window, few requests say nothing.
         if rule.breaks(float(requests)) and rule.comparison in ("<", "<="):
             if self._began is None:
                 return Reading(None, "its service has never run")
             if self._began > start:
                 return Reading(None, f"its service first ran {self._began:%Y-%m-%d %H:%M} UTC, within the window")
-        return Reading(float(requests), of)
+        return Reading(float(requests))
 
     @cached_property
     def _began(self) -> datetime | None:

@@ -115,7 +115,9 @@ def alerts(name: str | None = None, *, dry_run: bool = False) -> Alerts:
             msg = f"{name!r} has no rules of alerts"
             raise AlertError(msg, f"Set one: %deploy alert {name} 'error_rate > 2%'.")
     now = _now()
-    found, deliveries, trouble = [], [], []
+    found: list[Alert] = []
+    deliveries: list[Delivery] = []
+    trouble: list[str] = []
     for each in [name] if name is not None else alert_store.names():
         try:
             look = _look(each, now, dry_run=dry_run)
@@ -303,7 +305,8 @@ def _targets(to: str | Sequence[str]) -> tuple[str, ...]:
 
 def _numbered(kept: Sequence[Kept], rule: str) -> str:
     """The text of the rule with that number; '' where it is no number of one."""
-    number = int(rule) if isinstance(rule, str) and rule.isascii() and rule.isdecimal() and len(rule) < 4 else 0
+    told = str(rule).strip()
+    number = int(told) if told.isascii() and told.isdecimal() and len(told) < 4 else 0
     return kept[number - 1].text if 1 <= number <= len(kept) else ""
 
 

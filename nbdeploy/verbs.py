@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -349,9 +350,14 @@ def is_optional(argument: Argument) -> bool:
     return argument.optional if argument.positional else not argument.required
 
 
+def without_addresses(text: str) -> str:
+    """`text` with the schemes of its addresses alone: what stands behind one may be a password."""
+    return re.sub(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s]+", r"\1…", text)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        msg = f"{self.prog}: {message}"
+        msg = f"{self.prog}: {without_addresses(message)}"
         raise UsageProblem(msg, " ".join(self.format_usage().split()))
 
 
