@@ -506,6 +506,32 @@ def test_drift_is_judged_by_the_log(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("nbdeploy-reports/**/*.html"))
 
 
+def test_quality_is_judged_by_the_labels():
+    for rule in ("quality.rmse > 1.5 over 1d", "quality < 1 of v1 over 1d", "quality.r2 < 0.5 over 1d"):
+        nbdeploy.alert(SHOP, rule)
+    assert {alert.state for alert in look().alerts} == {"no data"}
+    ids = asked(np.random.default_rng(3).normal(size=(200, 2)))
+    assert "has no label" in look().alerts[0].said
+    nbdeploy.label(SHOP, dict.fromkeys(ids[:29], 2.0))
+    assert look().alerts[0].said == "29 labelled predictions in 1d, and it takes 30"
+    assert look().exit_code == 0
+
+    nbdeploy.label(SHOP, dict.fromkeys(ids[:150], 2.0))
+    rmse, mae, r2 = look().alerts
+    assert (rmse.state, mae.state) == ("firing", "ok")
+    assert re.fullmatch(r"2.\d+ \(rmse of 150 labelled predictions\) in 1d", rmse.said)
+    assert r2.state == "no data"  # labels that are all alike
+
+
+def test_what_is_estimated_is_not_compared():
+    nbdeploy.alert(LATE, "quality.accuracy < 99% over 1d")
+    ids = asked(np.random.default_rng(3).normal(size=(200, 2)), name=LATE)
+    nbdeploy.label(LATE, {each: bool(number % 2) for number, each in enumerate(ids)})
+    found = only(look(LATE))
+    assert found.state == "firing"
+    assert re.fullmatch(r"[45]\d(\.\d)?% \(accuracy of 200 labelled predictions\) in 1d", found.said)
+
+
 def test_damaged_lines_of_the_log_are_counted(shop):
     nbdeploy.alert(SHOP, "log.unreadable > 0")
     asked([(1, 2)] * 3)
