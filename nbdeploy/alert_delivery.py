@@ -41,8 +41,10 @@ def shown(target: str) -> str:
     name = scheme[1].lower()
     if name not in _HOSTED:
         return f"{name}://…"
-    host = _HOST.match(target, scheme.end())
-    return f"{name}://{host[1] if host else '…'}"
+    found = _HOST.match(target, scheme.end())
+    host = found[1] if found else ""
+    is_host = "." in host or ":" in host or host == "localhost"  # else it may be anything, a password too
+    return f"{name}://{host if is_host else '…'}"
 
 
 def check(target: Any) -> str:
