@@ -62,7 +62,7 @@ class Judged:
 
     state: str
     said: str
-    values: tuple[float | bool | None, ...] = field(default=())  # by window, the newest first
+    measured: tuple[float | bool | None, ...] = field(default=())  # by window, the newest first
 
 
 class Measuring:
