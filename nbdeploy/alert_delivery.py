@@ -1,0 +1,171 @@
+"""Deliver a message by Apprise, and say of an address no more than may be seen.
+
+An address holds passwords and tokens: it is shown as its scheme and, where that is no secret itself, its host. What Apprise
+logs of it is kept off the log, and of an error only what kind it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from nbdeploy.drift_columns import inert
+from nbdeploy.errors import AlertError, did_you_mean
+
+ENV = "env:"
+# In the others the place of the host holds a token, a topic or a number.
+_HOSTED = frozenset({"mailto", "mailtos", "json", "jsons", "xml", "xmls", "form", "forms", "http", "https"})
+_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]{0,30}):/{0,2}")
+_HOST = re.compile(r"(?:[^/?#]*@)?(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9.-]{1,100})(?::[0-9]{1,5})?(?=[/?#]|$)")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+_STATUS = re.compile(r"\berror=([0-9]{3})\b")
+
+_one = threading.Lock()  # a logger is one for the process
+
+
+def shown(target: str) -> str:
+    """A target without its secrets: ``env:NAME``, ``mailto://example.org``, ``slack://…``."""
+    if target.startswith(ENV):
+        return target if _VARIABLE.fullmatch(target[len(ENV) :]) else f"{ENV}…"
+    scheme = _SCHEME.match(target)
+    if scheme is None:
+        return "…"
+    name = scheme[1].lower()
+    if name not in _HOSTED:
+        return f"{name}://…"
+    host = _HOST.match(target, scheme.end())
+    return f"{name}://{host[1] if host else '…'}"
+
+
+def check(target: Any) -> str:
+    """Return `target` if something can be delivered to it.
+
+    Raises
+    ------
+    AlertError
+        It is no address that Apprise takes, nor the name of a variable.
+    """
+    hint = "Give an address of Apprise, mailto://… say, or env:VARIABLE, whose value is one."
+    if not isinstance(target, str) or not target.strip():
+        msg = f"a target of alerts is text, not {'empty' if isinstance(target, str) else type(target).__name__}"
+        raise AlertError(msg, hint)
+    target = target.strip()
+    if target.startswith(ENV):
+        if not _VARIABLE.fullmatch(target[len(ENV) :]):
+            msg = "what follows env: is no name of a variable"
+            raise AlertError(msg, "For example env:NBDEPLOY_ALERT_URL.")
+        return target
+    _service(target)
+    return target
+
+
+def send(target: str, title: str, body: str, *, good: bool) -> str:
+    """Deliver a message of plain text; '' when it was taken, else why not, without a secret.
+
+    Parameters
+    ----------
+    good : bool
+        Whether it is good news, for services that have a colour for it.
+    """
+    try:
+        apprise, service = _service(_address(target))
+        from apprise import NotifyFormat, NotifyType
+
+        sender = apprise.Apprise()
+        sender.add(service)
+        with _unlogged() as records:
+            taken = sender.notify(
+                title=title, body=body, body_format=NotifyFormat.TEXT,
+                notify_type=NotifyType.SUCCESS if good else NotifyType.FAILURE,
+            )  # fmt: skip
+    except AlertError as error:
+        return str(error)
+    except Exception as error:  # noqa: BLE001 - a plugin's own; its text may hold the address
+        return f"Apprise failed: {type(error).__name__}"
+    return "" if taken else _reason(records)
+
+
+def data(text: str) -> str:
+    """Text that others chose, such as a column's name, so that no service takes it for markup, a link or a mention."""
+    return inert(text, 200).replace("@", "＠").replace("://", "：//")  # noqa: RUF001  they look like what they replace
+
+
+# -- helpers ------------------------------------------------------------------------------------------------
+
+
+def _address(target: str) -> str:
+    if not target.startswith(ENV):
+        return target
+    variable = target[len(ENV) :]
+    if not (address := os.environ.get(variable, "").strip()):
+        msg = f"the variable {variable} is not set"
+        raise AlertError(msg, "Set it for whoever runs nbdeploy alerts.")
+    return address
+
+
+def _service(address: str) -> tuple[Any, Any]:
+    try:
+        with _unlogged():
+            import apprise
+
+            service = apprise.Apprise.instantiate(address, suppress_exceptions=True)
+    except ImportError as error:
+        msg = "alerts are delivered by Apprise, which is not installed"
+        raise AlertError(msg, "pip install 'nbdeploy[lab]'.") from error
+    if service is not None:
+        return apprise, service
+    scheme = _SCHEME.match(address)
+    known = apprise.Apprise().details()["schemas"]
+    names = {str(name) for each in known for name in [*(each["protocols"] or ()), *(each["secure_protocols"] or ())]}
+    if scheme is None or scheme[1].lower() not in names:
+        what = f"{scheme[1].lower()}://" if scheme else "it"
+        msg = f"{what} is no kind of address that Apprise knows"
+        near = did_you_mean(scheme[1].lower(), names) if scheme else ""
+        raise AlertError(
+            msg,
+            f"{near} See https://github.com/caronc/apprise/wiki.".strip()
+            if "Known" not in near
+            else "See https://github.com/caronc/apprise/wiki.",
+        )
+    msg = f"{shown(address)} is an address that Apprise cannot read: something is missing in it"
+    raise AlertError(msg, f"See https://github.com/caronc/apprise/wiki on {scheme[1].lower()}://.")
+
+
+def _reason(records: list[logging.LogRecord]) -> str:
+    said = " ".join(record.getMessage() for record in records)
+    if status := _STATUS.search(said):
+        return f"it was refused with status {status[1]}"
+    if "timed out" in said.lower() or "timeout" in said.lower():
+        return "there was no answer in time"
+    if "onnection" in said:
+        return "there was no connection"
+    return "Apprise could not deliver it"
+
+
+class _Keeper(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@contextmanager
+def _unlogged() -> Iterator[list[logging.LogRecord]]:
+    """A while in which what Apprise logs goes nowhere but into the list: it quotes addresses."""
+    logger, keeper = logging.getLogger("apprise"), _Keeper()
+    with _one:
+        before = logger.handlers[:], logger.propagate, logger.level, logger.disabled
+        logger.handlers, logger.propagate, logger.disabled = [keeper], False, False
+        logger.setLevel(logging.WARNING)
+        try:
+            yield keeper.records
+        finally:
+            logger.handlers, logger.propagate, _, logger.disabled = before
+            logger.setLevel(before[2])
