@@ -161,7 +161,9 @@ def _table(health: HealthFacts, versions: int) -> str:
     body = "".join(
         "<tr>" + "".join(f'<td style="{_CELL}">{escaped(cell)}</td>' for cell in row) + "</tr>" for row in rows
     )
-    return f'<table style="border-collapse:collapse;margin:4px 0;font:inherit;color:inherit"><tr>{head}</tr>{body}</table>'
+    return (
+        f'<table style="border-collapse:collapse;margin:4px 0;font:inherit;color:inherit"><tr>{head}</tr>{body}</table>'
+    )
 
 
 def _part(count: int, whole: int) -> str:
@@ -202,7 +204,9 @@ def _errors(health: HealthFacts, marks: Marks) -> str:
         return _without("Errors by reason", "No errors, and nothing was refused.")
     # The colours of versions mean versions, so those that no version here has come first.
     taken = {plot.colour(version) for version in _versions(health, MAX_VERSIONS)}
-    colours = sorted((f"v{number}" for number in range(1, MAX_REASONS + 1)), key=lambda each: plot.colour(each) in taken)
+    colours = sorted(
+        (f"v{number}" for number in range(1, MAX_REASONS + 1)), key=lambda each: plot.colour(each) in taken
+    )
     lines = [
         plot.Line(reason, _times(health), values, version=colours[number])
         for number, (reason, values) in enumerate(found)

@@ -123,7 +123,9 @@ class HealthFacts:
         last = newest(self.trend.known) if self.trend is not None else None
         if last is not None and last.drifted:
             which = f": {', '.join(last.columns)} first" if last.columns else ""
-            problems.append(Problem("drift", f"drift in {last.share:.0%} of the columns of {last.version} lately{which}"))
+            problems.append(
+                Problem("drift", f"drift in {last.share:.0%} of the columns of {last.version} lately{which}")
+            )
         return problems
 
     @property

@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
 
-from nbdeploy import deployment, numbers_log, prediction_log, routing
+from nbdeploy import alert_store, deployment, numbers_log, prediction_log, routing
 from nbdeploy.deployment import Deployment
 from nbdeploy.drift_report import DRIFT_SHARE
 from nbdeploy.errors import InputError, NbdeployError
@@ -92,7 +92,7 @@ def watch(
         totals=numbers_log.total(found),
         trend=_trend(name, start, end, length, history) if drift else None, drift_limit=DRIFT_SHARE,
         quality=quality, quality_note=note, gate=gate, log=log,
-        events=_events(history, start, end), alerts=_firing(name),
+        events=_events(history, start, end), alerts=alert_store.firing(name),
         notes=tuple(_notes(name, found)),
         found=tuple(_problems(found, ran if running is not None else [], log, traffic, (start, end), is_now=is_now)),
     )  # fmt: skip
@@ -182,17 +182,13 @@ def _problems(
     tripped = (traffic.guard or {}).get("tripped")
     if tripped and start <= datetime.fromisoformat(tripped["time"]).timestamp() <= end:
         yield Problem("guard", f"{tripped['version']} was taken out of traffic: {tripped['why']}")
-    for each in _firing(traffic.name):
+    for each in alert_store.firing(traffic.name):
         yield Problem("alert", f"an alert fires: {each.rule}")
 
 
 def _notes(name: str, found: Sequence[Interval]) -> Iterator[str]:
     if not found and not numbers_log.running(name):
         yield "No numbers are kept yet: a service writes them down once a minute."
-
-
-def _firing(_name: str) -> list[Any]:
-    return []
 
 
 def _quality(_name: str, _start: float, _end: float, _every: Any) -> tuple[Any, str, float | None]:
