@@ -154,7 +154,7 @@ def _report(name: str, version: str, start: datetime, end: datetime) -> Any:
     from nbdeploy import drift_report
 
     reference, current = watching.sides(name, version, start, end)
-    return drift_report.measure(reference, current, name=name, version=version, since=start.isoformat())
+    return drift_report.measure(reference, current, name=name, version=version, since=start.isoformat(), page=False)
 
 
 # -- what is kept -------------------------------------------------------------------------------------------
