@@ -241,8 +241,11 @@ def _quality_picture(health: HealthFacts, marks: Marks) -> str:
     lines = _quality(health)
     if not lines:
         return _without(title, health.quality_note)
-    gate = health.gate
-    return _picture(health, lines, title, marks, limit=gate, limit_name="in the gate")
+    gate = health.quality.gate.get(health.version)
+    times = 100 if health.quality.points else 1
+    limit = None if gate is None else times * float(gate)
+    unit = "%" if health.quality.points else ""
+    return _picture(health, lines, title, marks, unit=unit, limit=limit, limit_name="in the gate")
 
 
 def _picture(
@@ -331,12 +334,11 @@ def _quality(health: HealthFacts) -> list[plot.Line]:
     windows = getattr(health.quality, "windows", None)
     if windows is None or not len(windows):
         return []
+    times = 100 if health.quality.points else 1
     lines = []
     for (version, estimated), mine in windows.groupby(["version", "estimated"], sort=True):
         middle = mine["start"] + (mine["end"] - mine["start"]) / 2
         name = f"{version}, estimated" if estimated else str(version)
-        lines.append(
-            plot.Line(name, list(middle), list(mine["value"]), list(mine["low"]), list(mine["high"]),
-                      version=str(version), dashed=bool(estimated))
-        )  # fmt: skip
+        value, low, high = (list(times * mine[key]) for key in ("value", "low", "high"))
+        lines.append(plot.Line(name, list(middle), value, low, high, version=str(version), dashed=bool(estimated)))
     return lines

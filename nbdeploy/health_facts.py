@@ -79,8 +79,6 @@ class HealthFacts:
     log : LogState
     quality_note : str
         Why there is none.
-    gate : float or None
-        What the gate of the live version measured, by the same metric.
     events : list of (datetime, str)
         What happened to the traffic.
     alerts : list
@@ -109,7 +107,6 @@ class HealthFacts:
     drift_limit: float
     quality: Any
     quality_note: str
-    gate: float | None
     log: LogState
     events: list[tuple[datetime, str]]
     alerts: list[Any]

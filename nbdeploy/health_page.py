@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from nbdeploy import alert_store, deployment, numbers_log, prediction_log, routing
@@ -15,7 +16,7 @@ from nbdeploy.errors import InputError, NbdeployError
 from nbdeploy.health_drift import MOST, DriftTrend
 from nbdeploy.health_facts import LogState
 from nbdeploy.health_result import Health, in_kernel
-from nbdeploy.health_verdict import Problem, of_numbers, of_silence
+from nbdeploy.health_verdict import Problem, of_numbers, of_quality, of_silence
 from nbdeploy.health_windows import DAY, Span, Windows, frame, seconds_of, windows
 from nbdeploy.home import home, read_json
 from nbdeploy.log_segments import place
@@ -27,7 +28,7 @@ from nbdeploy.watching import must_be_known
 __all__ = ["Health", "watch"]
 
 NOW = 120.0  # seconds: a window that ends so late tells how it is now
-SHOWN = ("served", "promote", "rollback", "traffic", "guard", "rollout")
+MOST_QUALITY = 24  # windows, where nobody says how long they are
 
 
 def watch(
@@ -84,17 +85,20 @@ def watch(
         ran = [(max(start, datetime.fromisoformat(running.since).timestamp()), end)]
     history = routing.history(name)
     log = _log(name, found, running)
-    quality, note, gate = _quality(name, start, end, every)
+    quality, note = _quality(name, start, end, length)
+    alerts, trouble = _firing(name)
     health = Health(
         name=name, version=traffic.live or "", state=state, since=_since(name, running), shares=dict(traffic.weights),
         shadow=traffic.shadow, start=_moment(start), end=_moment(end), windows=where,
         numbers=frame(found, where, ran, traffic.weights if running is not None else ()),
         totals=numbers_log.total(found),
         trend=_trend(name, start, end, length, history) if drift else None, drift_limit=DRIFT_SHARE,
-        quality=quality, quality_note=note, gate=gate, log=log,
-        events=_events(history, start, end), alerts=alert_store.firing(name),
-        notes=tuple(_notes(name, found)),
-        found=tuple(_problems(found, ran if running is not None else [], log, traffic, (start, end), is_now=is_now)),
+        quality=quality, quality_note=note, log=log,
+        events=_events(history, start, end), alerts=alerts,
+        notes=(*_notes(name, found), *trouble),
+        found=(*_problems(found, ran if running is not None else [], log, traffic, (start, end), is_now=is_now),
+               *of_quality(quality, traffic.live or ""),
+               *(Problem("alert", f"an alert fires: {each.rule}") for each in alerts)),
     )  # fmt: skip
     if drift and not in_kernel():
         health.measure(progress=progress)
@@ -182,8 +186,6 @@ def _problems(
     tripped = (traffic.guard or {}).get("tripped")
     if tripped and start <= datetime.fromisoformat(tripped["time"]).timestamp() <= end:
         yield Problem("guard", f"{tripped['version']} was taken out of traffic: {tripped['why']}")
-    for each in alert_store.firing(traffic.name):
-        yield Problem("alert", f"an alert fires: {each.rule}")
 
 
 def _notes(name: str, found: Sequence[Interval]) -> Iterator[str]:
@@ -191,8 +193,23 @@ def _notes(name: str, found: Sequence[Interval]) -> Iterator[str]:
         yield "No numbers are kept yet: a service writes them down once a minute."
 
 
-def _quality(_name: str, _start: float, _end: float, _every: Any) -> tuple[Any, str, float | None]:
-    return None, "No labels yet.", None
+def _firing(name: str) -> tuple[list[Any], list[str]]:
+    """The alerts that fire, as the last look found them; and why that cannot be told."""
+    try:
+        return list(alert_store.firing(name)), []
+    except (NbdeployError, OSError) as error:  # somebody's editor was at the file
+        return [], [f"The alerts cannot be read: {error}"]
+
+
+def _quality(name: str, start: float, end: float, length: float | None) -> tuple[Any, str]:
+    """What the labels say of this time, or why they say nothing."""
+    step = windows(start, end, length, MOST_QUALITY).step
+    try:
+        # It needs SciPy, which only notebooks have.
+        measure = importlib.import_module("nbdeploy.live_quality").quality
+        return measure(name, every=timedelta(seconds=step), since=_moment(start), until=_moment(end)), ""
+    except (NbdeployError, ImportError) as error:
+        return None, str(error)
 
 
 def _moment(when: float) -> datetime:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nbdeploy.counted_numbers import Counted
 from nbdeploy.health_windows import DAY, HOUR, MINUTE, Span, told
@@ -15,6 +16,10 @@ LEAST_REFUSED, REFUSED_RATE = 20, 0.1
 TIMES = 3.0  # so much worse than before is worth a word
 LEAST_TIMED, SLOW = 100, 0.05
 QUIET = HOUR
+SERVER_REASONS = frozenset(
+    {"overload", "log", "deadline", "model", "failed", "missing"}
+)  # with a status of 500 or more
+SMALL_IS_GOOD = frozenset({"mae", "rmse"})
 LEAST_BEFORE = 30  # requests that make a "before"
 
 
@@ -97,6 +102,31 @@ def of_silence(found: Sequence[Interval], running: Sequence[Span], now: float) -
     if quiet < QUIET or quiet < TIMES * longest:
         return []
     return [Problem("quiet", f"nobody has asked for {told(quiet)}")]
+
+
+def of_quality(quality: Any, version: str) -> list[Problem]:
+    """Whether the newest labels of the live version say that it has become worse: than in its gate, or than at first.
+
+    Only where the intervals leave no doubt, and never by an estimate.
+    """
+    if quality is None:
+        return []
+    windows = quality.windows
+    known = windows[(windows["version"] == version) & ~windows["estimated"].astype(bool) & windows["low"].notna()]
+    gate = quality.gate.get(version)
+    if not len(known) or (gate is None and len(known) < 2):
+        return []
+    first, last = known.iloc[0], known.iloc[-1]
+    if quality.metric in SMALL_IS_GOOD:
+        worse = last["low"] > (first["high"] if gate is None else gate)
+    else:
+        worse = last["high"] < (first["low"] if gate is None else gate)
+    if not worse:
+        return []
+    before = f"it was {quality.told(first['value'])}" if gate is None else f"{quality.told(gate)} in its gate"
+    return [
+        Problem("quality", f"quality fell: {quality.metric} of {version} is {quality.told(last['value'])}, {before}")
+    ]
 
 
 def sentence(problems: Sequence[Problem], *, running: bool, asked: bool) -> str:
