@@ -16,6 +16,7 @@ from .errors import InvalidName as InvalidName
 from .errors import NbdeployError as NbdeployError
 from .errors import NotFound as NotFound
 from .errors import PortBusy as PortBusy
+from .errors import QualityError as QualityError
 from .errors import RehearsalError as RehearsalError
 from .errors import ReleaseError as ReleaseError
 from .errors import RuleError as RuleError
@@ -33,6 +34,8 @@ from .guarding import rollout as rollout
 from .health_page import watch as watch
 from .health_result import Health as Health
 from .label_log import Labelled as Labelled
+from .live_quality import Quality as Quality
+from .live_quality import quality as quality
 from .model_card import Card as Card
 from .model_store import ModelVersion as ModelVersion
 from .model_store import versions as versions

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,8 @@ _SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]{0,30}):/{0,2}")
 _HOST = re.compile(r"(?:[^/?#]*@)?(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9.-]{1,100})(?::[0-9]{1,5})?(?=[/?#]|$)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _STATUS = re.compile(r"\berror=([0-9]{3})\b")
+
+_LOGGERS = ("apprise", "urllib3", "requests")  # what it asks with quotes them too
 
 _one = threading.Lock()  # a logger is one for the process
 
@@ -54,14 +57,14 @@ def check(target: Any) -> str:
     if not isinstance(target, str) or not target.strip():
         msg = f"a target of alerts is text, not {'empty' if isinstance(target, str) else type(target).__name__}"
         raise AlertError(msg, hint)
-    target = target.strip()
-    if target.startswith(ENV):
-        if not _VARIABLE.fullmatch(target[len(ENV) :]):
+    address: str = target.strip()
+    if address.startswith(ENV):
+        if not _VARIABLE.fullmatch(address[len(ENV) :]):
             msg = "what follows env: is no name of a variable"
             raise AlertError(msg, "For example env:NBDEPLOY_ALERT_URL.")
-        return target
-    _service(target)
-    return target
+        return address
+    _service(address)
+    return address
 
 
 def send(target: str, title: str, body: str, *, good: bool) -> str:
@@ -78,7 +81,7 @@ def send(target: str, title: str, body: str, *, good: bool) -> str:
 
         sender = apprise.Apprise()
         sender.add(service)
-        with _unlogged() as records:
+        with _quiet() as records:
             taken = sender.notify(
                 title=title, body=body, body_format=NotifyFormat.TEXT,
                 notify_type=NotifyType.SUCCESS if good else NotifyType.FAILURE,
@@ -110,7 +113,7 @@ def _address(target: str) -> str:
 
 def _service(address: str) -> tuple[Any, Any]:
     try:
-        with _unlogged():
+        with _quiet():
             import apprise
 
             service = apprise.Apprise.instantiate(address, suppress_exceptions=True)
@@ -157,15 +160,22 @@ class _Keeper(logging.Handler):
 
 
 @contextmanager
-def _unlogged() -> Iterator[list[logging.LogRecord]]:
-    """A while in which what Apprise logs goes nowhere but into the list: it quotes addresses."""
-    logger, keeper = logging.getLogger("apprise"), _Keeper()
+def _quiet() -> Iterator[list[logging.LogRecord]]:
+    """A while in which what Apprise and its kin log goes nowhere but into the list: it quotes addresses.
+
+    Of warnings it has its own, of what it imports.
+    """
+    keeper, loggers = _Keeper(), [logging.getLogger(name) for name in _LOGGERS]
     with _one:
-        before = logger.handlers[:], logger.propagate, logger.level, logger.disabled
-        logger.handlers, logger.propagate, logger.disabled = [keeper], False, False
-        logger.setLevel(logging.WARNING)
+        before = [(each, each.handlers[:], each.propagate, each.level, each.disabled) for each in loggers]
+        for each in loggers:
+            each.handlers, each.propagate, each.disabled = [keeper], False, False
+            each.setLevel(logging.WARNING)
         try:
-            yield keeper.records
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield keeper.records
         finally:
-            logger.handlers, logger.propagate, _, logger.disabled = before
-            logger.setLevel(before[2])
+            for each, handlers, propagate, level, disabled in before:
+                each.handlers, each.propagate, each.disabled = handlers, propagate, disabled
+                each.setLevel(level)

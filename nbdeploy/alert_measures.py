@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from nbdeploy import drift_report, model_store, numbers_log, prediction_log, watching
+from nbdeploy import drift_report, live_quality, model_store, numbers_log, prediction_log, watching
 from nbdeploy.alert_delivery import data
 from nbdeploy.alert_rules import ENOUGH, Rule, duration
+from nbdeploy.answer_metrics import DEFAULTS, metric_of
+from nbdeploy.answers import PREDICTION
 from nbdeploy.counted_numbers import Counted
 from nbdeploy.drift_result import is_p_value
-from nbdeploy.errors import DriftError, NbdeployError, did_you_mean
+from nbdeploy.errors import AlertError, DriftError, NbdeployError, QualityError, did_you_mean
+from nbdeploy.model_store import ModelVersion
 
 if TYPE_CHECKING:
     from nbdeploy.drift_result import DriftReport
@@ -30,6 +33,8 @@ FIRING, OK, NO_DATA, FAILED = "firing", "ok", "no data", "failed"
 
 MIN_LABELS = 30  # of fewer, a score is mostly chance
 MAX_NAMED = 5  # columns
+
+_WHOLE = timedelta(seconds=9_000_000_000)  # windows begin at multiples of it: one that holds all times since 1970
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ class Measuring:
         requests = counted.requests if counted else 0
         of = f"{requests:,} request{'' if requests == 1 else 's'}"
         if rule.measure == "requests":
-            return self._requests(rule, requests, start, of)
+            return self._requests(rule, requests, start)
         if rule.measure == "log.dropped":
             return Reading(
                 float(counted.dropped if counted else 0), f"{counted.rows if counted else 0:,} rows were answered"
@@ -130,14 +135,14 @@ class Measuring:
         several = counted.errors if rule.measure == "error_rate" else counted.refused
         return Reading(several / requests, f"{several:,} of {of}")
 
-    def _requests(self, rule: Rule, requests: int, start: datetime, of: str) -> Reading:
+    def _requests(self, rule: Rule, requests: int, start: datetime) -> Reading:
         # As long as it was not there in the whole window, few requests say nothing.
         if rule.breaks(float(requests)) and rule.comparison in ("<", "<="):
             if self._began is None:
                 return Reading(None, "its service has never run")
             if self._began > start:
                 return Reading(None, f"its service first ran {self._began:%Y-%m-%d %H:%M} UTC, within the window")
-        return Reading(float(requests), of)
+        return Reading(float(requests))
 
     @cached_property
     def _began(self) -> datetime | None:
@@ -150,8 +155,9 @@ class Measuring:
         return Reading(float(prediction_log.unreadable(self._name)), "")
 
     def _drift(self, rule: Rule, start: datetime, end: datetime) -> Reading:
-        version = rule.version or model_store.get(self._name, watching.live_version(self._name)).version
-        key = (version, start, end)
+        subject = self._subject(rule)
+        must_fit(rule, subject)
+        key = (subject.version, start, end)
         if key not in self._reports:
             self._reports[key] = self._report(rule, *key)
         report = self._reports[key]
@@ -175,11 +181,37 @@ class Measuring:
             return Reading(None, str(error), failed=True)
 
     def _quality(self, rule: Rule, start: datetime, end: datetime) -> Reading:
-        version = rule.version or watching.live_version(self._name)
-        found = live_quality.quality(
-            self._name, rule.metric, every=timedelta(seconds=rule.window), since=start, until=end, version=version
-        )
+        subject = self._subject(rule)
+        must_fit(rule, subject)
+        if importlib.util.find_spec("scipy") is None:
+            return Reading(None, live_quality.NEEDS, failed=True)
+        try:
+            found = live_quality.quality(
+                self._name, rule.metric, every=_WHOLE, since=start, until=end, version=subject.version
+            )
+        except QualityError as error:  # nothing was asked, or nothing is labelled
+            return Reading(None, error.message)
         return _of_quality(rule, found.windows)
+
+    def _subject(self, rule: Rule) -> ModelVersion:
+        return model_store.get(self._name, rule.version or watching.live_version(self._name))
+
+
+def must_fit(rule: Rule, subject: ModelVersion) -> None:
+    """Raise `AlertError` for a rule of what this version cannot have: another column, a metric of another task."""
+    signature = subject.signature
+    if rule.measure.startswith("quality"):
+        if signature.several or len(signature.outputs) > 1:
+            msg = f"an answer of {subject.tag} is no single value, which quality is measured of"
+            raise AlertError(msg)
+        if signature.task in DEFAULTS:
+            metric_of(rule.metric, signature.task, AlertError)
+    if rule.column is None:
+        return
+    compared = [str(column.name) for column in signature.columns if not column.private and not column.shape]
+    if rule.column not in [*compared, PREDICTION]:
+        msg = f"{subject.tag} has no column {data(rule.column)!r} that can be compared"
+        raise AlertError(msg, data(did_you_mean(rule.column, compared)))
 
 
 # -- helpers ------------------------------------------------------------------------------------------------
@@ -220,9 +252,9 @@ def _of_quality(rule: Rule, windows: pd.DataFrame) -> Reading:
     labelled = int(measured["labelled"].sum())
     if labelled < MIN_LABELS:
         return Reading(None, f"{labelled:,} labelled predictions {_when(rule)}, and it takes {MIN_LABELS}")
-    # Where the windows of the report lie otherwise, each counts by its labels.
-    value = float((measured["value"] * measured["labelled"]).sum() / labelled)
-    return Reading(value, f"{measured['metric'].iloc[0]} of {labelled:,} labelled predictions")
+    return Reading(
+        float(measured["value"].iloc[0]), f"{measured['metric'].iloc[0]} of {labelled:,} labelled predictions"
+    )
 
 
 def _said(rule: Rule, readings: list[Reading], number: int = 0) -> str:

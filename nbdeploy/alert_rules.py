@@ -166,11 +166,11 @@ class Rule:
             return "drift" if value else "no drift"
         kind = self.about.kind
         if kind == "share":
-            return f"{_plain(round(value * 100, 10))}%"
-        return f"{_plain(value)}{' ms' if kind == 'ms' else ''}"
+            return f"{plain(round(value * 100, 10))}%"
+        return f"{plain(value)}{' ms' if kind == 'ms' else ''}"
 
 
-def parse(text: str) -> Rule:
+def parse(text: Any) -> Rule:
     """Read a rule.
 
     Raises
@@ -181,6 +181,7 @@ def parse(text: str) -> Rule:
     if not isinstance(text, str):
         msg = f"a rule is text, not a {type(text).__name__}"
         raise AlertError(msg, "For example 'error_rate > 2%'.")
+    text = text.strip()
     if len(text) > MAX_TEXT or not _encodable(text):
         why = f"is {len(text):,} characters long" if len(text) > MAX_TEXT else "holds half a character"
         msg = f"the rule {text[:40].encode(errors='replace').decode()!r}… {why}"
@@ -198,6 +199,11 @@ def parse(text: str) -> Rule:
 def duration(seconds: float) -> str:
     """``1h``, ``90m``, ``7d``: in the largest unit, but weeks, that gives a whole number."""
     return next(f"{seconds / _SIZES[unit]:.0f}{unit}" for unit in "dhms" if seconds % _SIZES[unit] == 0)
+
+
+def plain(value: float) -> str:
+    """A number as it is typed: 2, 0.5, 1e+20."""
+    return f"{value:.0f}" if value == int(value) and abs(value) < 1e15 else repr(float(value))
 
 
 # -- helpers ------------------------------------------------------------------------------------------------
@@ -315,10 +321,11 @@ def _unexpected(text: str, error: UnexpectedInput) -> RuleError:
     if token is not None and token.type != "$END":
         at, length = token.start_pos or 0, len(token)
     elif token is None:
-        at = min(error.pos_in_stream or 0, at)
+        position: Any = error.pos_in_stream
+        at = min(position, at)
     if word := re.match(r"[A-Za-z0-9_.]+", text[at:]):
         length = max(length, word.end())
-    if not text.strip():
+    if not text:
         return RuleError("a rule that says nothing", text, 0, 1, "For example 'error_rate > 2%'.")
     found = text[at : at + length]
     message = f"{found!r:.60} is not expected here" if found.strip() else "the rule ends too early"
@@ -343,7 +350,3 @@ def _encodable(text: str) -> bool:
 def _quoted(column: str) -> str:
     escaped = column.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
-
-
-def _plain(value: float) -> str:
-    return f"{value:.0f}" if value == int(value) and abs(value) < 1e15 else repr(float(value))

@@ -14,12 +14,11 @@ from typing import Any
 
 from nbdeploy import alert_delivery, alert_store, model_store, processes, routing, watching
 from nbdeploy.alert_delivery import data, shown
-from nbdeploy.alert_measures import FAILED, FIRING, OK, Judged, Measuring
+from nbdeploy.alert_measures import FAILED, FIRING, OK, Judged, Measuring, must_fit
 from nbdeploy.alert_result import Alert, AlertRules, Alerts, Delivery
 from nbdeploy.alert_rules import Rule, duration, parse
 from nbdeploy.alert_store import Event, Kept, State, digest
-from nbdeploy.answer_metrics import metric_of
-from nbdeploy.errors import AlertError, CompareError, NbdeployError, NotFound, RuleError, did_you_mean
+from nbdeploy.errors import AlertError, NbdeployError, NotFound, RuleError, did_you_mean
 from nbdeploy.home import check_name, lock
 
 MAX_TARGETS = 20  # of one rule
@@ -115,7 +114,9 @@ def alerts(name: str | None = None, *, dry_run: bool = False) -> Alerts:
             msg = f"{name!r} has no rules of alerts"
             raise AlertError(msg, f"Set one: %deploy alert {name} 'error_rate > 2%'.")
     now = _now()
-    found, deliveries, trouble = [], [], []
+    found: list[Alert] = []
+    deliveries: list[Delivery] = []
+    trouble: list[str] = []
     for each in [name] if name is not None else alert_store.names():
         try:
             look = _look(each, now, dry_run=dry_run)
@@ -277,19 +278,7 @@ def _fitting(name: str, text: str) -> Rule:
         raise AlertError(msg, did_you_mean(rule.version, [version.version for version in saved]))
     if not saved:
         return rule
-    subject = model_store.get(name, rule.version or watching.live_version(name))
-    signature = subject.signature
-    if rule.measure.startswith("quality"):
-        try:
-            metric_of(rule.metric, signature.task)
-        except (CompareError, KeyError) as error:
-            raise AlertError(error.message if isinstance(error, CompareError) else f"quality is not measured for {signature.task}",
-                             error.hint if isinstance(error, CompareError) else "") from None  # fmt: skip
-    if rule.column is not None:
-        compared = [str(column.name) for column in signature.columns if not column.private and not column.shape]
-        if rule.column not in [*compared, "prediction"]:
-            msg = f"{subject.tag} has no column {data(rule.column)!r} that can be compared"
-            raise AlertError(msg, data(did_you_mean(rule.column, compared)))
+    must_fit(rule, model_store.get(name, rule.version or watching.live_version(name)))
     return rule
 
 
@@ -303,7 +292,8 @@ def _targets(to: str | Sequence[str]) -> tuple[str, ...]:
 
 def _numbered(kept: Sequence[Kept], rule: str) -> str:
     """The text of the rule with that number; '' where it is no number of one."""
-    number = int(rule) if isinstance(rule, str) and rule.isascii() and rule.isdecimal() and len(rule) < 4 else 0
+    told = str(rule).strip()
+    number = int(told) if told.isascii() and told.isdecimal() and len(told) < 4 else 0
     return kept[number - 1].text if 1 <= number <= len(kept) else ""
 
 

@@ -11,6 +11,7 @@ NbdeployError
 ├── ReleaseError     a change of traffic that is refused, or that a version prevents
 ├── GateError        a gate that could not be run (a failed gate is a value, not an error)
 ├── CompareError     two versions of which nothing can be said
+├── QualityError     answers of which nobody can say how good they were
 ├── AlertError       a rule or a target of alerts that cannot be used
 │   └── RuleError        a rule that does not parse; it shows the spot
 └── DriftError       nothing to compare
@@ -107,6 +108,10 @@ class GateError(NbdeployError):
 
 class CompareError(NbdeployError):
     """Of two versions nothing can be said."""
+
+
+class QualityError(NbdeployError):
+    """How good answers were cannot be said."""
 
 
 class AlertError(NbdeployError):

@@ -97,7 +97,7 @@ def export(name: str, kind: str, to: str | os.PathLike[str] | None = None, *, ov
     """
     check_name(name)
     watching.must_be_known(name)
-    if not isinstance(kind, str) or kind not in KINDS:
+    if kind not in KINDS:
         msg = f"{kind!r:.80} is nothing that a deployment is exported to"
         raise InputError(msg, hint=did_you_mean(str(kind), KINDS))
     text, notes = KINDS[kind].render(name)

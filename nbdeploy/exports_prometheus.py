@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nbdeploy import alert_store
-from nbdeploy.alert_rules import ENOUGH, Rule, duration, parse
+from nbdeploy.alert_rules import ENOUGH, Rule, duration, parse, plain
 from nbdeploy.drift_columns import visible
 from nbdeploy.errors import InputError, RuleError
 
@@ -61,7 +61,7 @@ def expression(name: str, rule: Rule) -> str:
     if not rule.about.counted:
         return ""
     asked, ours = _selector(rule), f"on ({BY}) nbdeploy_info{{name={_quoted(name)}}}"
-    limit = f"{rule.comparison} {rule.limit!r}"
+    limit = f"{rule.comparison} {plain(rule.limit)}"
     window = f"[{duration(rule.window)}]"
     requests = f"sum by ({BY}) (increase(nbdeploy_requests_total{_braces(asked)}{window}))"
     if rule.measure in ENOUGH:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -234,6 +235,11 @@ VERBS: dict[str, Verb] = {
               Argument("--since", "with --on, only predictions from then on (7d, 2026-01-31)"),
               Argument("--until", "with --on, only predictions until then")),
              "label flight-delay labels --on flight --on day"),
+        Verb("quality", "how good the answers were over time, by what turned out to be true",
+             (NAME, Argument("version", "only this one, v2 say", Kind.VERSION, optional=True),
+              Argument("--metric", "accuracy, balanced_accuracy, f1 or auc; mae, rmse or r2; by default what its gate measured"),
+              Argument("--every", "how long a window is (1d): 6h, 1d, 1w"), SINCE, UNTIL),
+             "quality flight-delay --every 1d --since 30d"),
         Verb("status", "what runs and what is saved",
              (Argument("name", "one deployment; by default all", Kind.DEPLOYMENT, optional=True),), "status"),
         Verb("versions", "the saved versions, newest first", (NAME,), "versions flight-delay"),
@@ -359,9 +365,14 @@ def is_optional(argument: Argument) -> bool:
     return argument.optional if argument.positional else not argument.required
 
 
+def without_addresses(text: str) -> str:
+    """`text` with the schemes of its addresses alone: what stands behind one may be a password."""
+    return re.sub(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s]+", r"\1…", text)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        msg = f"{self.prog}: {message}"
+        msg = f"{self.prog}: {without_addresses(message)}"
         raise UsageProblem(msg, " ".join(self.format_usage().split()))
 
 
