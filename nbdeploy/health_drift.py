@@ -14,15 +14,19 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from nbdeploy import watching
+from nbdeploy import drift_windows, model_store
 from nbdeploy.drift_columns import shortened, visible
 from nbdeploy.errors import DriftError, NbdeployError, NotFound
 from nbdeploy.health_windows import Windows
 from nbdeploy.home import check_name, folder, read_json, write_json
+from nbdeploy.signature import Signature
+
+if TYPE_CHECKING:
+    from nbdeploy.drift_result import DriftReport
 
 MOST = 8  # windows, where nobody says how long they are
 LIMIT = 30  # else the newest
@@ -150,11 +154,13 @@ def measured(name: str, window: DriftWindow) -> DriftWindow:
     )
 
 
-def _report(name: str, version: str, start: datetime, end: datetime) -> Any:
-    from nbdeploy import drift_report
+def _report(name: str, version: str, start: datetime, end: datetime) -> DriftReport:
+    def signature_of(answered_by: str) -> Signature | None:
+        with suppress(NotFound):
+            return model_store.get(name, answered_by).signature
+        return None
 
-    reference, current = watching.sides(name, version, start, end)
-    return drift_report.measure(reference, current, name=name, version=version, since=start.isoformat(), page=False)
+    return drift_windows.drift(name, version, signature_of, since=start, until=end, page=False)
 
 
 # -- what is kept -------------------------------------------------------------------------------------------

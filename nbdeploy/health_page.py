@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from nbdeploy import alert_store, deployment, numbers_log, prediction_log, routing
+from nbdeploy import alert_store, deployment, live_quality, numbers_log, prediction_log, routing
 from nbdeploy.deployment import Deployment
 from nbdeploy.drift_report import DRIFT_SHARE
 from nbdeploy.errors import InputError, NbdeployError
@@ -205,9 +204,7 @@ def _quality(name: str, start: float, end: float, length: float | None) -> tuple
     """What the labels say of this time, or why they say nothing."""
     step = windows(start, end, length, MOST_QUALITY).step
     try:
-        # It needs SciPy, which only notebooks have.
-        measure = importlib.import_module("nbdeploy.live_quality").quality
-        return measure(name, every=timedelta(seconds=step), since=_moment(start), until=_moment(end)), ""
+        return live_quality.quality(name, every=timedelta(seconds=step), since=_moment(start), until=_moment(end)), ""
     except (NbdeployError, ImportError) as error:
         return None, str(error)
 

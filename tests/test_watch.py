@@ -10,8 +10,9 @@ import time
 from dataclasses import replace
 from datetime import datetime, timezone
 from html.parser import HTMLParser
+from itertools import pairwise
 from types import SimpleNamespace
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pandas as pd
@@ -122,7 +123,7 @@ def page_of(health):
     assert not tags.names & {"script", "img", "iframe", "link", "a", "object", "foreignobject"}
     assert not [name for name in tags.attributes if name.startswith("on") or name in {"href", "src", "xlink:href"}]
     for drawing in re.findall("<svg.*?</svg>", made, re.DOTALL):
-        ElementTree.fromstring(drawing)
+        ET.fromstring(drawing)
     return made
 
 
@@ -240,6 +241,7 @@ def test_what_makes_no_sense_is_said_in_a_line(known):
 def test_nothing_of_what_was_asked_or_is_kept_becomes_markup(known, monkeypatch):
     for minute in range(30):
         write(minute, [numbers(HOSTILE, reasons={HOSTILE: 3, "model": 2}), numbers("v1")])
+
     def measure(_name, window):
         return replace(window, share=0.9, drifted=True, rows=100, columns=(HOSTILE,), measured=True)
 
@@ -337,7 +339,7 @@ def test_windows_end_at_round_moments_and_are_never_too_many():
         spans = where.spans
         assert len(spans) <= 62
         assert (spans[0][0], spans[-1][1]) == (where.start, where.end)
-        assert all(one[1] == other[0] and one[1] % where.step == 0 for one, other in zip(spans, spans[1:], strict=False))
+        assert all(one[1] == other[0] and one[1] % where.step == 0 for one, other in pairwise(spans))
     assert seconds_of("1.5h") == 5400
     assert windows(0, DAY, HOUR).unit == ("hour", HOUR)
 
@@ -375,7 +377,9 @@ def test_all_is_well_where_nothing_is_wrong():
 
 def test_errors_that_went_up_are_told_with_their_reason_and_those_that_never_were_are_not():
     before = [interval(m, requests=100, errors=0) for m in range(300, 1400)]
-    after = [interval(m, requests=100, errors=5, reasons={"model": 4, "overload": 1, "signature": 9}) for m in range(300)]
+    after = [
+        interval(m, requests=100, errors=5, reasons={"model": 4, "overload": 1, "signature": 9}) for m in range(300)
+    ]
     (found,) = of_numbers(before + after, -DAY, 0)
     assert found.kind == "errors"
     assert "5.0%" in found.text
