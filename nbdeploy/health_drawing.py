@@ -70,9 +70,10 @@ def _page(health: HealthFacts, versions: int, events: int) -> str:
         _traffic(health, versions, marks), _latency(health, versions, marks), _errors(health, marks),
         _drifting(health, marks), _quality_picture(health, marks),
     ]  # fmt: skip
+    numbers = f'{_table(health, versions)}<div style="margin:4px 0"><b>Log</b> {escaped(health.log.text)}</div>'
     cells = "".join(
-        f'<div style="min-width:0;padding:6px 8px;border:{_BORDER};border-radius:4px">{each}</div>'
-        for each in pictures
+        f'<div style="min-width:0;padding:6px 8px;border:{_BORDER};border-radius:4px;overflow-x:auto">{each}</div>'
+        for each in (*pictures, numbers)
         if each
     )
     state = health.state
@@ -84,10 +85,7 @@ def _page(health: HealthFacts, versions: int, events: int) -> str:
         f'<span style="{_FAINT}">{escaped(_since(health))}</span></div>'
         f"{_said(health)}"
         f'<div style="display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:8px;margin:8px 0;align-items:start">'
-        f"{cells}</div>{_table(health, versions)}"
-        f'<div style="margin:4px 0"><b>Log</b> {escaped(health.log.text)}</div>'
-        + "".join(f'<div style="{_FAINT}">{escaped(note)}</div>' for note in _notes(health))
-        + "</div>"
+        f"{cells}</div>" + "".join(f'<div style="{_FAINT}">{escaped(note)}</div>' for note in _notes(health)) + "</div>"
     )
 
 
@@ -215,7 +213,7 @@ def _errors(health: HealthFacts, marks: Marks) -> str:
 
 
 def _drifting(health: HealthFacts, marks: Marks) -> str:
-    title = "Columns that drift"
+    title = f"Columns that drift; all of it does from {health.drift_limit:.0%} on"
     trend = health.trend
     if trend is None:
         return ""
@@ -226,7 +224,7 @@ def _drifting(health: HealthFacts, marks: Marks) -> str:
     waiting = trend.missing
     if any(map(_says, lines)):
         limit = 100 * health.drift_limit
-        drawn = _picture(health, lines, title, marks, unit="%", limit=limit, limit_name="drift")
+        drawn = _picture(health, lines, title, marks, unit="%", limit=limit)
         note = f"{waiting} of {len(trend.known)} windows are not measured yet." if waiting else ""
         return drawn + (f'<div style="{_FAINT}">{escaped(note)}</div>' if note else "")
     if trend.trouble:

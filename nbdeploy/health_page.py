@@ -132,7 +132,7 @@ def _log(name: str, found: Sequence[Interval], running: Deployment | None) -> Lo
     else:
         with suppress(NbdeployError, KeyError, TypeError, ValueError):
             days = float((read_json(home() / "run" / name / SPEC_FILE) or {})["options"]["log_days"])
-    dropped = sum(each.numbers.dropped for each in found)
+    dropped = sum(each.facts["dropped"] for each in found)
     return LogState(prediction_log.size(name), prediction_log.unreadable(name), size, dropped, days)
 
 

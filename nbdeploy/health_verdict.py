@@ -74,7 +74,7 @@ def of_numbers(found: Sequence[Interval], start: float, end: float) -> list[Prob
             problems.append(
                 Problem("slow", f"answers are slow: p99 is {1000 * now:.0f} ms {lately}, {1000 * then:.0f} ms before")
             )
-    dropped = sum(each.numbers.dropped for each in found)
+    dropped = sum(each.facts["dropped"] for each in found)
     if dropped:
         problems.append(Problem("log", f"the log lost {dropped:,} {'row' if dropped == 1 else 'rows'}"))
     return problems
@@ -88,7 +88,7 @@ def of_silence(found: Sequence[Interval], running: Sequence[Span], now: float) -
     running : sequence of (from, to)
         When the service ran; it still does.
     """
-    asked = [each for each in found if each.numbers.requests]
+    asked = [each for each in found if each.requests]
     if not asked or not running:
         return []
     last = max(each.ended for each in asked)
@@ -140,8 +140,7 @@ def sentence(problems: Sequence[Problem], *, running: bool, asked: bool) -> str:
 
 
 def _all(found: Sequence[Interval]) -> Counted:
-    parts = [each.numbers for each in found]
-    return Counted.sum("", parts) if parts else Counted("", 0, 0, 0, 0, (), ())
+    return Counted.of("", [each.facts for each in found])
 
 
 def _most(counted: Counted, kind: str) -> str:

@@ -85,18 +85,13 @@ def numbers(version="v1", requests=10, errors=0, refused=0, slow=False, dropped=
 
 def interval(minutes_ago, *, now=0.0, **facts):
     made = numbers(**facts)
-    return Interval(made.version, now - 60 * minutes_ago - 60, now - 60 * minutes_ago, made)
+    return Interval(made.version, now - 60 * minutes_ago - 60, now - 60 * minutes_ago, made.facts)
 
 
 def write(minutes_ago, versions, run="aa", n=None):
     """A line of numbers as a supervisor wrote it."""
     when = time.time() - 60 * minutes_ago
-    facts = {
-        each.version: {"requests": each.requests, "errors": each.errors, "refused": each.refused, "rows": each.rows,
-                       "dropped": each.dropped, "reasons": each.reasons,
-                       "seconds": {f"{b:g}": n for b, n in zip((*SECONDS, math.inf), each.seconds, strict=True) if n}}
-        for each in versions
-    }  # fmt: skip
+    facts = {each.version: each.facts for each in versions}
     day = datetime.fromtimestamp(when, timezone.utc).strftime("%Y-%m-%d")
     line = {"time": when, "from": when - 60, "run": run, "n": n or int(when), "versions": facts}
     with (places.folder("numbers", NAME) / f"{day}.jsonl").open("a") as file:
@@ -346,8 +341,8 @@ def test_windows_end_at_round_moments_and_are_never_too_many():
 
 def test_a_version_has_a_number_where_it_was_there_and_none_where_nobody_was():
     where = windows(0, 10 * HOUR, HOUR)
-    found = [Interval("v1", h * HOUR, h * HOUR + 60, numbers("v1")) for h in (1, 3)]
-    found += [Interval("v2", 6 * HOUR, 6 * HOUR + 60, numbers("v2", 7))]
+    found = [Interval("v1", h * HOUR, h * HOUR + 60, numbers("v1").facts) for h in (1, 3)]
+    found += [Interval("v2", 6 * HOUR, 6 * HOUR + 60, numbers("v2", 7).facts)]
 
     made = frame(found, where, running=[(0, 4 * HOUR), (6 * HOUR, 10 * HOUR)], used=["v2"])
 
