@@ -31,6 +31,8 @@ from .gate import GateResult as GateResult
 from .gate import check as check
 from .guarding import guard as guard
 from .guarding import rollout as rollout
+from .health_page import watch as watch
+from .health_result import Health as Health
 from .label_log import Labelled as Labelled
 from .live_quality import Quality as Quality
 from .live_quality import quality as quality

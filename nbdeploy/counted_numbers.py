@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +16,11 @@ from nbdeploy.worker_numbers import SECONDS, Numbers
 COUNTS = ("requests", "errors", "refused", "rows", "dropped")
 
 _PLACES = {f"{bound:g}": place for place, bound in enumerate((*SECONDS, math.inf))}
+_KEYS = {*COUNTS, "seconds", "reasons"}
 
-# By version, by what is counted: a number, or numbers by reason or by the upper end of a bucket.
-Totals = dict[str, dict[str, Any]]
+# By what is counted: a number, or numbers by reason or by the upper end of a bucket.
+Facts = dict[str, Any]
+Totals = dict[str, Facts]  # by version
 
 
 @dataclass(frozen=True)
@@ -36,27 +39,49 @@ class Counted(VersionNumbers):
     reasons: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def from_facts(cls, version: str, facts: Mapping[str, Any]) -> Counted:
-        """Of one of the `Totals`. What is none raises TypeError, ValueError, LookupError or AttributeError."""
-        seconds = [0] * (len(SECONDS) + 1)
-        for bound, count in facts["seconds"].items():
+    def of(cls, version: str, parts: Sequence[Facts]) -> Counted:
+        """All of `parts` as one."""
+        seconds: dict[str, int] = {}
+        reasons: dict[str, int] = {}
+        for part in parts:
+            for sums, found in ((seconds, part["seconds"]), (reasons, part["reasons"])):
+                for key, count in found.items():
+                    sums[key] = sums.get(key, 0) + count
+        counts = {key: sum(part[key] for part in parts) for key in COUNTS}
+        buckets = [0] * (len(SECONDS) + 1)
+        for bound, count in seconds.items():
             # One of another nbdeploy, with other buckets, counts in the next larger one.
             place = _PLACES.get(bound)
-            seconds[bisect_left(SECONDS, float(bound)) if place is None else place] += int(count)
-        counts = {key: int(facts[key]) for key in COUNTS}
-        reasons = {str(reason): int(count) for reason, count in facts["reasons"].items()}
-        return cls(version=version, **counts, bounds=SECONDS, seconds=tuple(seconds), reasons=reasons)
+            buckets[bisect_left(SECONDS, float(bound)) if place is None else place] += count
+        return cls(version=version, **counts, bounds=SECONDS, seconds=tuple(buckets), reasons=reasons)
 
     @classmethod
     def sum(cls, version: str, parts: Sequence[Counted]) -> Counted:
-        """All of `parts`, of which there is one at least, as one."""
-        reasons: dict[str, int] = {}
-        for part in parts:
-            for reason, count in part.reasons.items():
-                reasons[reason] = reasons.get(reason, 0) + count
-        counts = {key: sum(getattr(part, key) for part in parts) for key in COUNTS}
-        seconds = tuple(sum(column) for column in zip(*(part.seconds for part in parts), strict=True))
-        return cls(version=version, **counts, bounds=SECONDS, seconds=seconds, reasons=reasons)
+        """All of `parts` as one."""
+        return cls.of(version, [part.facts for part in parts])
+
+    @property
+    def facts(self) -> Facts:
+        """The same as JSON holds it."""
+        seconds = {bound: count for bound, count in zip(_PLACES, self.seconds, strict=True) if count}
+        return {**{key: getattr(self, key) for key in COUNTS}, "seconds": seconds, "reasons": dict(self.reasons)}
+
+
+def is_facts(found: Any) -> bool:
+    """Whether this is what `Counted.facts` gives: a line may hold anything after a fault of the disk."""
+    # There may be a hundred thousand of them, so this is a handful of calls.
+    if not isinstance(found, dict) or not found.keys() >= _KEYS:
+        return False
+    seconds, reasons = found["seconds"], found["reasons"]
+    if not isinstance(seconds, dict) or not isinstance(reasons, dict):
+        return False
+    if not {*map(type, (*map(found.__getitem__, COUNTS), *seconds.values(), *reasons.values()))} <= {int}:
+        return False
+    return seconds.keys() <= _PLACES.keys() or all(map(_is_bound, seconds))
+
+
+def _is_bound(text: str) -> bool:
+    return text in _PLACES or re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text) is not None
 
 
 def totals_of(found: Numbers) -> Totals:
@@ -67,11 +92,11 @@ def totals_of(found: Numbers) -> Totals:
         for key, (count, *_) in found.get("nbdeploy_refusals", {}).items():
             if key[0] == version:
                 reasons[key[2]] = reasons.get(key[2], 0) + int(count)
-        seconds = dict(zip(_PLACES, numbers.seconds, strict=True))
         totals[version] = {
             "requests": numbers.requests, "errors": numbers.errors, "refused": numbers.refused, "rows": numbers.rows,
             "dropped": int(found.get("nbdeploy_log_drops", {}).get((version,), [0])[0]),
-            "seconds": {bound: count for bound, count in seconds.items() if count}, "reasons": reasons,
+            "seconds": {bound: count for bound, count in zip(_PLACES, numbers.seconds, strict=True) if count},
+            "reasons": reasons,
         }  # fmt: skip
     return totals
 

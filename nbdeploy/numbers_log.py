@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from nbdeploy.counted_numbers import COUNTS, Counted, difference, larger, totals_of
+from nbdeploy.counted_numbers import COUNTS, Counted, Facts, difference, is_facts, larger, totals_of
 from nbdeploy.errors import NbdeployError
 from nbdeploy.home import check_name, folder, home, write_note
 from nbdeploy.worker_numbers import counted
@@ -39,14 +39,22 @@ MARK, LOCK = "logged.json", ".logged.lock"  # beside the counters
 _BUSY = 2.0  # seconds to wait for whoever else writes; what is not written now comes with the next line
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Interval:
     """What one version was asked between two looks at the counters, in seconds since the epoch."""
 
     version: str
     began: float
     ended: float
-    numbers: Counted
+    facts: Facts  # as they stand in the line: of most of very many lines, only the sum is wanted
+
+    @property
+    def requests(self) -> int:
+        return int(self.facts["requests"])
+
+    @property
+    def numbers(self) -> Counted:
+        return Counted.of(self.version, [self.facts])
 
 
 # -- writing ------------------------------------------------------------------------------------------------
@@ -200,15 +208,16 @@ def read(name: str, since: Any = None, until: Any = None) -> pd.DataFrame:
     import pandas as pd
 
     found = intervals(name, since, until)
+    numbers = [each.numbers for each in found]
     frame = pd.DataFrame(
         {
             "time": pd.to_datetime([each.ended for each in found], unit="s", utc=True),
             "began": pd.to_datetime([each.began for each in found], unit="s", utc=True),
             "version": pd.Series([each.version for each in found], dtype=object),
-            **{key: pd.Series([getattr(each.numbers, key) for each in found], dtype="int64") for key in COUNTS},
-            "p50": pd.Series([each.numbers.quantile(0.5) for each in found], dtype="float64"),
-            "p99": pd.Series([each.numbers.quantile(0.99) for each in found], dtype="float64"),
-            "reasons": pd.Series([dict(each.numbers.reasons) for each in found], dtype=object),
+            **{key: pd.Series([getattr(each, key) for each in numbers], dtype="int64") for key in COUNTS},
+            "p50": pd.Series([each.quantile(0.5) for each in numbers], dtype="float64"),
+            "p99": pd.Series([each.quantile(0.99) for each in numbers], dtype="float64"),
+            "reasons": pd.Series([dict(each.reasons) for each in numbers], dtype=object),
         }
     )
     order = ["time", "began", "version", "requests", "errors", "refused", "rows", "p50", "p99", "dropped", "reasons"]
@@ -225,10 +234,10 @@ def window(name: str, since: Any = None, until: Any = None) -> dict[str, Counted
 
 def total(parts: Iterable[Interval]) -> dict[str, Counted]:
     """The sum of some intervals, by version."""
-    by_version: dict[str, list[Counted]] = {}
+    by_version: dict[str, list[Facts]] = {}
     for each in parts:
-        by_version.setdefault(each.version, []).append(each.numbers)
-    return {version: Counted.sum(version, held) for version, held in sorted(by_version.items(), key=_by_number)}
+        by_version.setdefault(each.version, []).append(each.facts)
+    return {version: Counted.of(version, held) for version, held in sorted(by_version.items(), key=_by_number)}
 
 
 def intervals(name: str, since: Any = None, until: Any = None) -> list[Interval]:
@@ -282,16 +291,15 @@ class _Line:
     @classmethod
     def from_bytes(cls, text: bytes) -> _Line:
         held = orjson.loads(text)
-        began, ended = float(held["from"]), float(held["time"])
-        parts = (
-            Interval(version, began, ended, Counted.from_facts(version, facts))
-            for version, facts in held["versions"].items()
-        )
-        return cls(str(held["run"]), int(held["n"]), began, ended, tuple(parts))
+        began, ended, versions = float(held["from"]), float(held["time"]), held["versions"]
+        if not all(map(is_facts, versions.values())):
+            raise ValueError
+        parts = tuple(Interval(version, began, ended, facts) for version, facts in versions.items())
+        return cls(str(held["run"]), int(held["n"]), began, ended, parts)
 
     @property
     def size(self) -> int:
-        return sum(part.numbers.requests + part.numbers.rows for part in self.parts)
+        return sum(part.facts["requests"] + part.facts["rows"] for part in self.parts)
 
 
 def _moment(when: Any, default: float) -> float:
@@ -310,10 +318,7 @@ def _rest(metrics: Path, mark: Mapping[str, Any] | None) -> list[Interval]:
         return []
     ended = _last_counted(metrics, time.time())
     began = max(mark["time"] if mark else 0.0, ended - interval())
-    return [
-        Interval(version, min(began, ended), ended, Counted.from_facts(version, facts))
-        for version, facts in news.items()
-    ]
+    return [Interval(version, min(began, ended), ended, facts) for version, facts in news.items()]
 
 
 def _lines(name: str, start: float, end: float) -> list[_Line]:

@@ -252,7 +252,9 @@ class Supervisor:
             # Not before the service answers: it would wait for these imports.
             from nbdeploy import numbers_log
 
-            self.numbers_due = now + numbers_log.interval()
+            # Where a minute of the clock ends, so that a line has no part of two.
+            every = numbers_log.interval()
+            self.numbers_due = now + every - time.time() % every
             days = float(self.spec["options"]["log_days"])
             numbers_log.record(self.spec["name"], began=self.numbers_seen, alive=True, ending=last, days=days)
             self.numbers_seen = time.time()

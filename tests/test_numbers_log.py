@@ -222,7 +222,8 @@ def test_what_was_written_right_before_a_crash_counts_once(folder, metrics):
 
 
 @pytest.mark.parametrize("torn", [b'{"time": 17', b"\xff\xfe", b"[]", b"7", b'{"time": "x", "from": 1, "run": 1, "n": 1}',
-                                  b'{"time": 1, "from": 1, "run": "a", "n": 1, "versions": {"v1": {"requests": "many"}}}'])  # fmt: skip
+                                  b'{"time": 1, "from": 1, "run": "a", "n": 1, "versions": {"v1": {"requests": "many"}}}',
+                                  b'{"time": 1, "from": 1, "run": "a", "n": 1, "versions": {"v1": {"requests": 1, "errors": 0, "refused": 0, "rows": 1, "dropped": 0, "seconds": {"soon": 1}, "reasons": {}}}}'])  # fmt: skip
 def test_a_torn_line_is_left_out_and_the_next_one_begins_on_its_own(metrics, torn):
     ask(metrics)
     numbers_log.record(NAME)
@@ -379,7 +380,7 @@ def until(holds, seconds=15):
 def lines_have():
     """What is on the disk without the counters."""
     held = numbers_log._lines("adder", -np.inf, np.inf)
-    return sum(part.numbers.requests for line in held for part in line.parts)
+    return sum(part.requests for line in held for part in line.parts)
 
 
 def test_the_minutes_of_a_service_add_up_whoever_is_killed(monkeypatch):
