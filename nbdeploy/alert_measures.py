@@ -78,6 +78,7 @@ class Measuring:
 
     def __init__(self, name: str, now: datetime) -> None:
         self._name, self._now = name, now
+        self._numbers: dict[tuple[datetime, datetime], dict[str, Counted]] = {}
         self._reports: dict[tuple[str, datetime, datetime], DriftReport | Reading] = {}
 
     def judge(self, rule: Rule) -> Judged:
@@ -117,7 +118,9 @@ class Measuring:
     # -- what the service counts ------------------------------------------------------------------------
 
     def _counted(self, rule: Rule, start: datetime, end: datetime) -> Reading:
-        found = numbers_log.window(self._name, start, end)
+        if (start, end) not in self._numbers:
+            self._numbers[start, end] = numbers_log.window(self._name, start, end)
+        found = self._numbers[start, end]
         parts = [found[rule.version]] if rule.version in found else [] if rule.version else list(found.values())
         counted = Counted.sum(rule.version, parts) if parts else None
         requests = counted.requests if counted else 0

@@ -27,7 +27,17 @@ from scipy import stats
 from sklearn.linear_model import LinearRegression
 
 import nbdeploy
-from nbdeploy import __main__, alert_measures, alert_rules, alert_store, alerting, home, model_store, routing
+from nbdeploy import (
+    __main__,
+    alert_delivery,
+    alert_measures,
+    alert_rules,
+    alert_store,
+    alerting,
+    home,
+    model_store,
+    routing,
+)
 from nbdeploy.alert_rules import parse
 from nbdeploy.errors import AlertError, NotFound, RuleError
 from nbdeploy.panel_static import Facts, facts_list
@@ -369,6 +379,22 @@ def test_a_rule_that_means_nothing_here_is_not_kept(words, kind, says):
     assert not len(nbdeploy.alert(SHOP))
 
 
+def test_a_notebook_and_a_shell_say_the_same(capsys, monkeypatch):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    shell = InteractiveShell()
+    shell.run_line_magic("load_ext", "nbdeploy")
+    kept = shell.run_line_magic("deploy", "alert shop 'drift(\"a\") > 0.1 for 2 windows' --to env:A --to env:B")
+    assert (kept.rules, kept.to) == (('drift("a") > 0.1 over 1h for 2 windows',), (("env:A", "env:B"),))
+    assert ask('drift("a") > 0.1 for 2 windows', "--to", "env:A", "--to", "env:B") == 0
+    assert capsys.readouterr().out == f"{kept!r}\n"
+    assert shell.run_line_magic("deploy", "alert shop 1 --off").rules == ()
+    with pytest.raises(RuleError):
+        shell.run_line_magic("deploy", "alert shop 'p98 > 1'")
+    shell.run_line_magic("unload_ext", "nbdeploy")
+
+
 def test_unknown_deployments_and_those_without_rules_say_so(capsys):
     for words, says in ((["alert", "shopp", "p99 > 1"], "Did you mean 'shop'?"), (["alerts", "shopp"], "Did you mean 'shop'?"),
                         (["alerts", SHOP], "'shop' has no rules of alerts. Set one: nbdeploy alert shop")):  # fmt: skip
@@ -533,6 +559,14 @@ def test_what_is_estimated_is_not_compared():
     for estimated, state in ((False, 0.5), (True, None)):
         windows = pd.DataFrame([["accuracy", 0.5, 40, estimated]], columns=columns)
         assert alert_measures._of_quality(parse("quality < 1"), windows).value == state
+
+
+def test_a_version_that_is_not_live_has_its_own_drift(shop):
+    nbdeploy.alert(SHOP, "drift.share > 0.3 of v1")
+    asked(np.random.default_rng(2).normal(9, 1, size=(60, 2)))
+    (shop / "traffic" / f"{SHOP}.json").unlink()
+    found = only(look())
+    assert (found.state, found.said[:27]) == ("firing", "100% (3 of 3 columns drift:")
 
 
 def test_damaged_lines_of_the_log_are_counted(shop):
@@ -719,6 +753,23 @@ def test_a_full_disk_is_told_though_it_cannot_be_noted(hook, monkeypatch):
     assert look().deliveries == ()
 
 
+def test_a_look_that_is_killed_before_it_tells_is_made_up_for(hook, monkeypatch):
+    nbdeploy.alert(SHOP, "error_rate > 2%", to=hook.url)
+    counted(10, requests=10, errors=10)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(alert_delivery, "send", killed)
+        with pytest.raises(KeyboardInterrupt):
+            look()
+    (event,) = alerting.state(SHOP)
+    assert [one.delivered for one in look().deliveries] == [True]
+    assert f"event: {event.event}" in hook.got[0][2]
+    assert (look().deliveries, len(hook.got)) == ((), 1)
+
+
 def test_what_waits_is_bounded(monkeypatch, hook):
     monkeypatch.setattr(alert_store, "MAX_WAITING", 3)
     hook.status = 500
@@ -750,7 +801,7 @@ def test_all_deployments_that_have_rules_are_looked_at(shop, capsys):
 def test_an_address_is_never_shown_whole(hook, shop, capsys, caplog):
     caplog.set_level(1)
     dead = f"jsons://me:{CANARY}@127.0.0.1:9/{CANARY}?x={CANARY}"
-    bad = [f"slack://{CANARY}", f"{CANARY}", f"mailto://{CANARY}", f"nope://{CANARY}", f"env:{CANARY}!"]
+    bad = [f"slack://{CANARY}", f"{CANARY}", f"mailto://{CANARY}", f"nope://{CANARY}", f"env:{CANARY}!", f"{CANARY}:x"]
 
     kept = nbdeploy.alert(
         SHOP, "error_rate > 2%", to=[hook.url, dead, f"tgram://123456789:{'a' * 20}{CANARY.replace('-', '_')}/77"]
