@@ -812,6 +812,22 @@ def test_what_is_exported_asks_for_metrics_and_labels_of_this_page(service):
     assert named | {name.strip() for part in grouped for name in part.split(",")} <= labels
 
 
+def test_a_rule_sees_what_a_running_service_counts(service, monkeypatch):
+    monkeypatch.setenv("NBDEPLOY_HOME", str(service.home))
+    monkeypatch.setenv("BENTOML_HOME", str(service.home.parent / "bentoml"))
+    for rule in ("requests > 0", "refused_rate > 90%", "log.dropped > 0"):
+        nbdeploy.alert("metered", rule)
+    for body in (service.rows[0], {}):
+        httpx.post(f"{service.url}/predict", json=body)
+    time.sleep(0.6)  # until the worker has left its numbers
+
+    asked, refused, dropped = nbdeploy.alerts("metered").alerts
+
+    assert (asked.state, refused.state, dropped.state) == ("firing", "ok", "ok")
+    assert 0 < refused.measured[0] < 0.9
+    assert asked.measured[0] >= 2
+
+
 def test_each_refusal_is_counted_by_its_reason(service):
     before = scraped(service)
     url, row = f"{service.url}/predict", service.rows[0]
