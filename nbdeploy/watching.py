@@ -99,7 +99,7 @@ def label(
         unknown = _unknown(name, given.labels)
     before = label_log.read(name)
     had = {key: before[key] for key in given.labels if key in before}
-    same = sum(value == had.get(key) and type(value) is type(had.get(key)) for key, value in given.labels.items())
+    same = sum(_is_same(value, had.get(key)) for key, value in given.labels.items())
     new = sum(key not in had and value is not None for key, value in given.labels.items())
     count = label_log.add(name, given.labels)
     return Labelled(name, count, new, count - new - same, given.repeated + same, unknown, given.missing)
@@ -190,6 +190,11 @@ def live_version(name: str) -> str | None:
 
 
 # -- helpers ------------------------------------------------------------------------------------------------
+
+
+def _is_same(label: Any, other: Any) -> bool:
+    """Whether two labels say the same: 1 and 1.0 do, 1 and true do not."""
+    return bool(label == other) and isinstance(label, bool) == isinstance(other, bool)
 
 
 def _unknown(name: str, labels: Mapping[str, Any]) -> int:

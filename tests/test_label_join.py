@@ -205,7 +205,7 @@ def test_new_changed_repeated_unknown_and_missing_labels_are_counted():
     assert again == label_log.Labelled(NAME, labels=4, new=2, changed=1, repeated=3, unknown=1)
     assert repr(again) == (f"4 labels for {NAME}: 2 new, 1 changed, 3 repeated, 1 of no prediction in its log")
     assert label_log.read(NAME) == {ids[0]: 1, ids[1]: 5, ids[2]: 6, nowhere: 4}
-    taken = nbdeploy.label(NAME, {ids[0]: None, ids[1]: 5})
+    taken = nbdeploy.label(NAME, {ids[0]: None, ids[1]: 5.0})
     assert (taken.labels, taken.new, taken.changed, taken.repeated) == (2, 0, 1, 1)
 
 
