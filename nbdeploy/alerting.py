@@ -119,7 +119,7 @@ def alerts(name: str | None = None, *, dry_run: bool = False) -> Alerts:
     trouble: list[str] = []
     for each in [name] if name is not None else alert_store.names():
         try:
-            look = _look(each, now, dry_run=dry_run)
+            look = _look(each, now, dry_run=dry_run) if alert_store.rules(each) else Alerts()
         except (NbdeployError, OSError) as error:
             if name is not None and isinstance(error, NbdeployError):
                 raise

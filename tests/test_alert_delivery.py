@@ -245,6 +245,10 @@ def test_all_deployments_that_have_rules_are_looked_at(shop, capsys):
     found = look(None)
     assert [alert.name for alert in found.alerts] == [SHOP]
     assert (found.exit_code, found.trouble[0].startswith("late: ")) == (3, True)
+    (shop / "alerts" / "late" / "rules.json").write_text("{")
+    assert [alert.name for alert in look(None).alerts] == [SHOP]
+    (shop / "alerts" / "late" / "rules.json").write_text('{"rules": []}')
+    assert (look(None).exit_code, look(None).trouble) == (0, ())
 
 
 def test_an_address_is_never_shown_whole(hook, shop, capsys, caplog):
