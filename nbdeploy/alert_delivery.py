@@ -21,12 +21,14 @@ from nbdeploy.errors import AlertError, did_you_mean
 ENV = "env:"
 # In the others the place of the host holds a token, a topic or a number.
 _HOSTED = frozenset({"mailto", "mailtos", "json", "jsons", "xml", "xmls", "form", "forms", "http", "https"})
-_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]{0,30}):/{0,2}")
+_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]{0,30})://")
 _HOST = re.compile(r"(?:[^/?#]*@)?(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9.-]{1,100})(?::[0-9]{1,5})?(?=[/?#]|$)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _STATUS = re.compile(r"\berror=([0-9]{3})\b")
 
 _LOGGERS = ("apprise", "urllib3", "requests")  # what it asks with quotes them too
+
+_WIKI = "https://github.com/caronc/apprise/wiki"
 
 _one = threading.Lock()  # a logger is one for the process
 
@@ -41,8 +43,10 @@ def shown(target: str) -> str:
     name = scheme[1].lower()
     if name not in _HOSTED:
         return f"{name}://…"
-    host = _HOST.match(target, scheme.end())
-    return f"{name}://{host[1] if host else '…'}"
+    found = _HOST.match(target, scheme.end())
+    host = found[1] if found else ""
+    is_host = "." in host or ":" in host or host == "localhost"  # else it may be anything, a password too
+    return f"{name}://{host if is_host else '…'}"
 
 
 def check(target: Any) -> str:
@@ -120,23 +124,26 @@ def _service(address: str) -> tuple[Any, Any]:
     except ImportError as error:
         msg = "alerts are delivered by Apprise, which is not installed"
         raise AlertError(msg, "pip install 'nbdeploy[lab]'.") from error
-    if service is not None:
-        return apprise, service
+    if service is None:
+        raise _not_taken(apprise, address)
+    return apprise, service
+
+
+def _not_taken(apprise: Any, address: str) -> AlertError:
+    """Why Apprise does not take an address, as far as that can be said without it."""
     scheme = _SCHEME.match(address)
-    known = apprise.Apprise().details()["schemas"]
-    names = {str(name) for each in known for name in [*(each["protocols"] or ()), *(each["secure_protocols"] or ())]}
-    if scheme is None or scheme[1].lower() not in names:
-        what = f"{scheme[1].lower()}://" if scheme else "it"
-        msg = f"{what} is no kind of address that Apprise knows"
-        near = did_you_mean(scheme[1].lower(), names) if scheme else ""
-        raise AlertError(
-            msg,
-            f"{near} See https://github.com/caronc/apprise/wiki.".strip()
-            if "Known" not in near
-            else "See https://github.com/caronc/apprise/wiki.",
-        )
-    msg = f"{shown(address)} is an address that Apprise cannot read: something is missing in it"
-    raise AlertError(msg, f"See https://github.com/caronc/apprise/wiki on {scheme[1].lower()}://.")
+    if scheme is None:
+        return AlertError("it is no kind of address that Apprise knows", f"It begins with a word and ://. See {_WIKI}.")
+    name = scheme[1].lower()
+    with _quiet():
+        known = apprise.Apprise().details()["schemas"]
+    names = [str(one) for each in known for one in [*(each["protocols"] or ()), *(each["secure_protocols"] or ())]]
+    if name in names:
+        msg = f"{shown(address)} is an address that Apprise cannot read: something is missing in it"
+        return AlertError(msg, f"See {_WIKI} on {name}://.")
+    near = did_you_mean(name, names)
+    hint = f"{near} See {_WIKI}." if near.startswith("Did") else f"See {_WIKI}."
+    return AlertError(f"{name}:// is no kind of address that Apprise knows", hint)
 
 
 def _reason(records: list[logging.LogRecord]) -> str:

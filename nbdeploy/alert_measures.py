@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
@@ -16,18 +17,19 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from nbdeploy import drift_report, live_quality, model_store, numbers_log, prediction_log, watching
+from nbdeploy import drift_windows, live_quality, model_store, numbers_log, prediction_log, watching
 from nbdeploy.alert_delivery import data
 from nbdeploy.alert_rules import ENOUGH, Rule, duration
 from nbdeploy.answer_metrics import DEFAULTS, metric_of
 from nbdeploy.answers import PREDICTION
 from nbdeploy.counted_numbers import Counted
 from nbdeploy.drift_result import is_p_value
-from nbdeploy.errors import AlertError, DriftError, NbdeployError, QualityError, did_you_mean
+from nbdeploy.errors import AlertError, DriftError, NbdeployError, NotFound, QualityError, did_you_mean
 from nbdeploy.model_store import ModelVersion
 
 if TYPE_CHECKING:
     from nbdeploy.drift_result import DriftReport
+    from nbdeploy.signature import Signature
 
 FIRING, OK, NO_DATA, FAILED = "firing", "ok", "no data", "failed"
 
@@ -62,7 +64,7 @@ class Judged:
 
     state: str
     said: str
-    values: tuple[float | bool | None, ...] = field(default=())  # by window, the newest first
+    measured: tuple[float | bool | None, ...] = field(default=())  # by window, the newest first
 
 
 class Measuring:
@@ -76,6 +78,7 @@ class Measuring:
 
     def __init__(self, name: str, now: datetime) -> None:
         self._name, self._now = name, now
+        self._numbers: dict[tuple[datetime, datetime], dict[str, Counted]] = {}
         self._reports: dict[tuple[str, datetime, datetime], DriftReport | Reading] = {}
 
     def judge(self, rule: Rule) -> Judged:
@@ -115,7 +118,9 @@ class Measuring:
     # -- what the service counts ------------------------------------------------------------------------
 
     def _counted(self, rule: Rule, start: datetime, end: datetime) -> Reading:
-        found = numbers_log.window(self._name, start, end)
+        if (start, end) not in self._numbers:
+            self._numbers[start, end] = numbers_log.window(self._name, start, end)
+        found = self._numbers[start, end]
         parts = [found[rule.version]] if rule.version in found else [] if rule.version else list(found.values())
         counted = Counted.sum(rule.version, parts) if parts else None
         requests = counted.requests if counted else 0
@@ -173,12 +178,16 @@ class Measuring:
         try:
             if version == watching.live_version(self._name):
                 return watching.drift(self._name, start, until=end, page=False)
-            reference, current = watching.sides(self._name, version, start, end)
-            return drift_report.measure(reference, current, name=self._name, version=version)
+            return drift_windows.drift(self._name, version, self._signature, since=start, until=end, page=False)
         except DriftError as error:
             if prediction_log.read(self._name, since=start, until=end, version=version).empty:
                 return Reading(None, f"{version} was asked nothing {_when(rule)}")
             return Reading(None, str(error), failed=True)
+
+    def _signature(self, version: str) -> Signature | None:
+        with suppress(NotFound):
+            return model_store.get(self._name, version).signature
+        return None
 
     def _quality(self, rule: Rule, start: datetime, end: datetime) -> Reading:
         subject = self._subject(rule)
@@ -209,7 +218,7 @@ def must_fit(rule: Rule, subject: ModelVersion) -> None:
     if rule.column is None:
         return
     compared = [str(column.name) for column in signature.columns if not column.private and not column.shape]
-    if rule.column not in [*compared, PREDICTION]:
+    if rule.column not in [*compared, PREDICTION, signature.target]:
         msg = f"{subject.tag} has no column {data(rule.column)!r} that can be compared"
         raise AlertError(msg, data(did_you_mean(rule.column, compared)))
 

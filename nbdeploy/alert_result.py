@@ -82,7 +82,7 @@ class Alert:
     event, since : str
         Of one that fires: its id, and when that was first seen (UTC). Also of one that fired before and cannot be told now: it
         goes on.
-    values : tuple
+    measured : tuple
         What was measured in each window, the newest first; None where it is not known.
     recovered : bool
         Whether it fired at the look before, and is over.
@@ -94,7 +94,7 @@ class Alert:
     said: str
     event: str = ""
     since: str = ""
-    values: tuple[float | bool | None, ...] = ()
+    measured: tuple[float | bool | None, ...] = ()
     recovered: bool = False
 
     @property
@@ -182,7 +182,7 @@ class Alerts:
             "exit_code": self.exit_code,
             "firing": len(self.firing),
             "dry_run": self.dry_run,
-            "alerts": [{**asdict(alert), "values": list(alert.values)} for alert in self.alerts],
+            "alerts": [{**asdict(alert), "measured": list(alert.measured)} for alert in self.alerts],
             "deliveries": [asdict(delivery) for delivery in self.deliveries],
             "trouble": list(self.trouble),
         }

@@ -166,10 +166,10 @@ def _judged(name: str, now: datetime, kept: Sequence[Kept], held: State) -> tupl
         if facts is not None and not over:
             new.firing[rule.key] = facts
         if facts is None:
-            found.append(Alert(name, rule.text, judged.state, judged.said, values=judged.values))
+            found.append(Alert(name, rule.text, judged.state, judged.said, measured=judged.measured))
             continue
         found.append(
-            Alert(name, rule.text, judged.state, judged.said, facts["event"], facts["since"], judged.values, over)
+            Alert(name, rule.text, judged.state, judged.said, facts["event"], facts["since"], judged.measured, over)
         )
         if over or judged.state == FIRING:
             new.waiting += _messages(name, rule, facts, judged, over=over, now=new.looked)
