@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
@@ -21,7 +23,7 @@ STEPS = (MINUTE, 2 * MINUTE, 5 * MINUTE, 10 * MINUTE, 15 * MINUTE, 30 * MINUTE, 
 MOST = 60  # windows, where nobody says how long they are
 LIMIT = 400
 
-_LEAST = 0.2  # of a window that has just begun: what little there is says nothing yet
+_LEAST = 0.25  # of a window
 Span = tuple[float, float]
 
 
@@ -35,10 +37,15 @@ class Windows:
 
     @property
     def spans(self) -> list[Span]:
-        """From when to when each window is, the first and the last cut off where the stretch ends."""
+        """From when to when each window is. The first and the last end where the stretch does."""
         first, last = math.floor(self.start / self.step), max(1, math.ceil(self.end / self.step))
-        whole = [(number * self.step, (number + 1) * self.step) for number in range(first, max(last, first + 1))]
-        return [(max(began, self.start), min(ended, self.end)) for began, ended in whole]
+        edges = [self.start, *(number * self.step for number in range(first + 1, last)), self.end]
+        # What is too short to have a rate belongs to its neighbour.
+        if len(edges) > 2 and edges[-1] - edges[-2] < _LEAST * self.step:
+            del edges[-2]
+        if len(edges) > 2 and edges[1] - edges[0] < _LEAST * self.step:
+            del edges[1]
+        return [*pairwise(edges)]
 
     @property
     def unit(self) -> tuple[str, float]:
@@ -110,12 +117,12 @@ def frame(found: Sequence[Interval], where: Windows, running: Iterable[Span], us
         ``rows``, ``dropped``, ``p50``, ``p99`` (seconds) and ``reasons``, a dict; by window, then version.
     """
     spans, ran = where.spans, list(running)
-    first = math.floor(where.start / where.step)
+    starts = [start for start, _ in spans]
     by_window: dict[int, list[Interval]] = {}
     for each in found:
         # By its middle: a minute is read a moment after its end.
-        number = math.floor((each.began + each.ended) / 2 / where.step) - first
-        by_window.setdefault(min(max(0, number), len(spans) - 1), []).append(each)
+        number = bisect_right(starts, (each.began + each.ended) / 2) - 1
+        by_window.setdefault(max(0, number), []).append(each)
     sums = {number: total(some) for number, some in by_window.items()}
     seen: dict[str, list[int]] = {}
     for number, counted in sums.items():
@@ -127,11 +134,10 @@ def frame(found: Sequence[Interval], where: Windows, running: Iterable[Span], us
     first_seen = {version: min(seen.get(version, [0])) for version in last}
     rows = []
     for number, (began, ended) in enumerate(spans):
-        whole = ended - began >= _LEAST * where.step or number not in (0, len(spans) - 1) or len(spans) <= 2
         there = any(a < ended and b > began for a, b in ran)
         for version in last:
             counted_here = sums.get(number, {}).get(version)
-            if counted_here is None and not (there and whole and first_seen[version] <= number <= last[version]):
+            if counted_here is None and not (there and first_seen[version] <= number <= last[version]):
                 continue
             rows.append(_row(began, ended, version, counted_here))
     columns = ["start", "end", "seconds", "version", "requests", "errors", "refused", "rows", "dropped", "p50", "p99",

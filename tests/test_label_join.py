@@ -133,6 +133,14 @@ def test_what_is_something_else_matches_nothing(key, values):
     assert (given.labels, given.unknown) == (0, 2)
 
 
+def test_keys_may_be_levels_of_an_index():
+    log()
+    frame = pd.DataFrame({"flight": [2, 1], "carrier": ["0012", "AA"], "label": [True, False]})
+    for labels in (frame.set_index(["flight", "carrier"])["label"], frame.set_index("flight")):
+        nbdeploy.label(NAME, labels, on=["flight", "carrier"])
+        assert sorted(label_log.read(NAME).values()) == [False, True]
+
+
 def test_large_numbers_are_told_apart():
     log()
     assert joined({"flight": [10**15 + 1, 10**15], "label": [1, 2]}, "flight")[0] == {2: 1}
