@@ -13,6 +13,7 @@ from .errors import NotFound as NotFound
 from .errors import PortBusy as PortBusy
 from .errors import RehearsalError as RehearsalError
 from .errors import ReleaseError as ReleaseError
+from .errors import ReportError as ReportError
 from .errors import SaveError as SaveError
 from .errors import ServiceError as ServiceError
 from .framework import Framework as Framework
@@ -31,6 +32,8 @@ from .releases import history as history
 from .releases import promote as promote
 from .releases import rollback as rollback
 from .releases import traffic as traffic
+from .report_result import WindowReport as WindowReport
+from .reports import report as report
 from .routing import Traffic as Traffic
 from .signature import Column as Column
 from .signature import Signature as Signature

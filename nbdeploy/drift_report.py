@@ -72,7 +72,7 @@ def measure(
     """
     reference, current = (side.loc[:, ~side.columns.duplicated()] for side in (reference, current))
     _check(reference, current, name, version, since)
-    with _quiet():
+    with quiet():
         pairs, reasons = pair_up(reference, current, max_rows=max_rows, seed=seed)
         page, found = _evaluate(pairs) if pairs else ("", {})
     verdicts = {column: Verdict(None, reason) for column, reason in reasons.items()}
@@ -273,7 +273,7 @@ def _publish(report: DriftReport, page: str) -> DriftReport:
     note = visible(report.summary)
     if max(report.rows_reference, report.rows_current) > PLOTTED_ROWS:
         note = f"{note}. Plots show up to {PLOTTED_ROWS:,} rows of each side."
-    sealed = report_view.seal(_defused(page), title=title, note=note)
+    sealed = report_view.seal(defused(page), title=title, note=note)
     if report.html_path:
         try:
             home.private_folder(report.html_path.parent)
@@ -281,11 +281,11 @@ def _publish(report: DriftReport, page: str) -> DriftReport:
         except (OSError, NbdeployError) as error:
             msg = f"{report.html_path} cannot be written: {getattr(error, 'strerror', '') or error}"
             raise DriftError(msg) from error
-    bundle = _bundle()
+    bundle = library()
     return replace(report, page=report_view.pack(sealed, bundle), bundle=bundle)
 
 
-def _defused(page: str) -> str:
+def defused(page: str) -> str:
     """Escape what could end the script that holds a page's data: JSON reads the same without a single ``<``."""
     start = page.index("<script>") + len("<script>")
     # The data comes before the element that the report is drawn in, whatever the data says.
@@ -293,14 +293,15 @@ def _defused(page: str) -> str:
     return page[:start] + page[start:end].replace("<", "\\u003c") + page[end:]
 
 
-def _bundle() -> report_view.Bundle:
+def library() -> report_view.Bundle:
+    """The JavaScript that is the same in every page of Evidently's."""
     import evidently
 
     return report_view.Bundle(Path(evidently.__path__[0], "nbextension", "static", "index.js"))
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """A while without warnings from Evidently's arithmetic, without side effects, and without garbage collection.
 
     Evidently's text test seeds NumPy's global random state; the user's is put back. Its plots make a million

@@ -11,6 +11,7 @@ NbdeployError
 ├── ReleaseError     a change of traffic that is refused, or that a version prevents
 ├── GateError        a gate that could not be run (a failed gate is a value, not an error)
 ├── CompareError     two versions of which nothing can be said
+├── ReportError      a report that does not fit the deployment, its task or its log
 └── DriftError       nothing to compare
 """
 
@@ -104,6 +105,10 @@ class GateError(NbdeployError):
 
 class CompareError(NbdeployError):
     """Of two versions nothing can be said."""
+
+
+class ReportError(NbdeployError):
+    """A report does not fit the deployment, its task or its log."""
 
 
 class DriftError(NbdeployError):

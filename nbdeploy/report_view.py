@@ -83,7 +83,7 @@ export default { async render({ model, el }) {
 """
 
 
-_TONES = {"drift": "bad", "no drift": "good"}
+_TONES = {"drift": "bad", "failed": "bad", "no drift": "good", "passed": "good"}
 
 # Colours are JupyterLab's, so that they follow its theme. The first rule hides the "Error displaying widget" that it
 # writes when the kernel is gone: only that output carries the class itself.
@@ -179,17 +179,27 @@ def show(static: Mapping[str, str], page: bytes, bundle: Bundle | None, *, title
 
 
 def verdict_table(
-    summary: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, more: str = "", link: Path | None = None
+    summary: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    more: str = "",
+    link: Path | None = None,
+    plain: bool = False,
 ) -> str:
-    """Render a line of text, a table and a link to a page; all of it plain text, escaped here."""
+    """Render a line of text, a table and a link to a page; all of it plain text, escaped here.
+
+    The second cell of a row is its verdict, unless the table is `plain`.
+    """
     heads = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     lines = "".join(
-        f'<tr class="{_TONES.get(row[1], "none")}">'
+        f'<tr class="{"plain" if plain else _TONES.get(row[1], "none")}">'
         + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
         + "</tr>"
         for row in rows
     )
-    parts = [f"<p><b>{html.escape(summary)}</b></p>", f"<table><tr>{heads}</tr>{lines}</table>"]
+    parts = [f"<p><b>{html.escape(summary)}</b></p>"] if summary else []
+    parts.append(f"<table><tr>{heads}</tr>{lines}</table>")
     if more:
         parts.append(f"<p>{html.escape(more)}</p>")
     if link:

@@ -1,0 +1,196 @@
+"""Reports on a window of the log: its quality, a summary, how right the answers were, by Evidently."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nbdeploy import (
+    evidently_report,
+    evidently_workspace,
+    label_log,
+    model_store,
+    prediction_log,
+    report_frames,
+    report_labels,
+    watching,
+)
+from nbdeploy.answers import PREDICTION
+from nbdeploy.errors import ReportError, did_you_mean
+from nbdeploy.evidently_report import PRESETS
+from nbdeploy.home import reports_folder
+from nbdeploy.model_store import ModelVersion
+from nbdeploy.report_frames import Sides
+from nbdeploy.report_result import WindowReport
+
+
+def report(
+    name: str,
+    preset: str | None = None,
+    metrics: Sequence[Any] = (),
+    *,
+    since: Any = None,
+    until: Any = None,
+    version: str | None = None,
+    max_rows: int = 50_000,
+    html_path: Path | str | None = None,
+    workspace: Path | str | None = None,
+) -> WindowReport:
+    """Let Evidently report on what a version was asked, beside what it learned from.
+
+    What is private, and what is an array, is in no report.
+
+    Parameters
+    ----------
+    preset : {"quality", "summary", "classification", "regression", "text", "drift"}, optional
+        ``quality``, which is what there is without `metrics`, is the summary with tests: missing values, repeated rows,
+        values outside the range of training, unseen categories, columns that have become constant. ``classification``
+        and ``regression`` judge the answers by their labels, ``text`` describes columns of text.
+    metrics : sequence
+        Metrics of Evidently's, with or without tests of yours, beside the preset or alone; or their names, as
+        ``"ValueDrift:column=carrier"``. They are about the columns' own names.
+    since, until : str, datetime or timedelta, optional
+        The window of the log; all of it by default.
+    version : str, optional
+        By default the live one.
+    max_rows : int
+        Rows of each side that are looked at, a reproducible sample of more.
+    html_path : path, optional
+        Where Evidently's whole page goes; by default ``nbdeploy-reports/NAME/`` in the working directory.
+    workspace : path, optional
+        An Evidently workspace that gets it too, for ``evidently ui --workspace``.
+
+    Returns
+    -------
+    WindowReport
+        ``.passed``, ``.tests``, ``.metrics``, ``.columns``, ``.html_path``.
+
+    Raises
+    ------
+    ReportError
+        The report does not fit the model or its log, or Evidently cannot make it.
+    NotFound
+    """
+    watching.must_be_known(name)
+    _check(preset, max_rows)
+    subject = model_store.get(name, version or watching.live_version(name))
+    asked = [_metric(metric) for metric in ([metrics] if isinstance(metrics, str) else metrics)]
+    preset = preset or ("" if asked else "quality")
+    task = preset if preset in ("classification", "regression") else evidently_report.needs_labels(asked)
+    current, reference, left_out = _sides(subject, since, until, labelled=bool(task))
+    judged = None
+    if task:
+        current, reference, judged = report_labels.judged(subject, task, current, reference)
+    kinds = {} if judged is None else judged.kinds
+    sides = report_frames.prepare(
+        current, reference, max_rows=max_rows, left_out=left_out, kinds=kinds, by_distribution=preset == "drift"
+    )
+    if judged is not None:
+        judged = judged.shown(sides)
+    _fits(subject, preset, sides)
+    found = evidently_report.evaluate(sides, preset, asked, judged)
+    made = WindowReport(
+        deployment=name, version=subject.version, preset=preset or "metrics",
+        since=_words(since), until=_words(until), rows_current=len(current),
+        rows_reference=0 if reference is None else len(reference), sampled=sides.sampled, columns=found.sides.facts(),
+        metrics=found.metrics, tests=found.tests, left_out=found.sides.left_out, html_path=None, workspace=None,
+        created=datetime.now(timezone.utc),
+    )  # fmt: skip
+    path = Path(html_path) if html_path else _default_path(made)
+    page, bundle = evidently_report.publish(found, path, title=made.title, note=made.summary)
+    made = replace(made, html_path=path, page=page, bundle=bundle)
+    if workspace:
+        place = evidently_workspace.add(
+            workspace, name, found.snapshot, title=made.title, version=made.version, preset=made.preset
+        )
+        made = replace(made, workspace=place)
+    return made
+
+
+# -- what may be asked --------------------------------------------------------------------------------------
+
+
+def _check(preset: str | None, max_rows: int) -> None:
+    if preset is not None and preset not in PRESETS:
+        msg = f"there is no report {str(preset)[:60]!r}"
+        raise ReportError(msg, did_you_mean(str(preset), PRESETS))
+    if max_rows < 1:
+        msg = f"a report on {max_rows} rows has nothing to look at"
+        raise ReportError(msg, "Give max_rows=1 or more.")
+
+
+def _metric(metric: Any) -> Any:
+    if isinstance(metric, str):
+        return evidently_report.metric_of(metric)
+    if evidently_report.is_metric(metric):
+        return metric
+    msg = f"{type(metric).__name__} is no metric of Evidently's"
+    if isinstance(metric, type):
+        msg, hint = f"{metric.__name__} is a class", f"Make one: {metric.__name__}(...)."
+    else:
+        hint = "Pass objects of evidently.metrics or evidently.presets, or names such as 'RowCount'."
+    raise ReportError(msg, hint)
+
+
+def _fits(subject: ModelVersion, preset: str, sides: Sides) -> None:
+    if not sides.columns:
+        msg = f"{subject.tag} has no column that can be shown: {'; '.join(sorted({*sides.left_out.values()}))}"
+        raise ReportError(msg, "See its predictions: nbdeploy.predictions(...).")
+    if preset == "text" and not sides.of("text"):
+        msg = f"{subject.tag} has no column of text for the text report"
+        raise ReportError(msg, "Its categories are in the summary: preset='summary'.")
+    if preset == "drift" and not sides.of("number", "category", "text"):
+        msg = f"{subject.tag} has no column whose distribution can be compared"
+        raise ReportError(msg, "See the summary: preset='summary'.")
+
+
+# -- both sides ---------------------------------------------------------------------------------------------
+
+
+def _sides(
+    subject: ModelVersion, since: Any, until: Any, *, labelled: bool
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
+    """The window and the training sample, without what is private; with labels as the last column if asked for."""
+    name, signature = subject.name, subject.signature
+    labels = label_log.read(name) if labelled else None
+    log = prediction_log.read(
+        name, lambda version: signature if version == subject.version else None, since, until, labels,
+        version=subject.version, proba=labelled,
+    )  # fmt: skip
+    if not len(log):
+        window = (f" since {since}" if since is not None else "") + (f" until {until}" if until is not None else "")
+        msg = f"{subject.tag} has answered no request{window}"
+        raise ReportError(msg, f"Ask it something first: nbdeploy.predict({name!r}, X_new).")
+    logged = [column.name for column in signature.logged]
+    shown = [column for column in signature.columns if not column.private and not column.shape]
+    left_out = {column.name: "private" for column in signature.columns if column.private}
+    left_out |= {
+        column.name: "an array in each row" for column in signature.columns if column.shape and not column.private
+    }
+    names = [column.name for column in shown]
+    answer = prediction_log.own_column("prediction", logged)
+    current = log[names]
+    reference = subject.reference[[column.label for column in shown]].set_axis(names, axis=1)
+    expected = subject.expected
+    if PREDICTION in expected and pd.api.types.is_scalar(expected[PREDICTION].iloc[0]):
+        current = current.assign(**{answer: log[answer]})
+        reference = reference.assign(**{answer: expected[PREDICTION].to_numpy()})
+    else:
+        left_out[answer] = "an answer of several values"
+    if labelled:
+        own = [prediction_log.own_column(word, logged) for word in ("probabilities", "label")]
+        current = current.assign(**{word: log[word] for word in own})
+    return current.reset_index(drop=True), reference.reset_index(drop=True), left_out
+
+
+def _words(when: Any) -> str:
+    return "" if when is None else str(when)
+
+
+def _default_path(made: WindowReport) -> Path:
+    return reports_folder(made.deployment) / f"{made.preset}-{made.version}-{made.created:%Y%m%dT%H%M%S}.html"
