@@ -9,11 +9,13 @@ from .errors import GateError as GateError
 from .errors import InputError as InputError
 from .errors import InvalidName as InvalidName
 from .errors import NbdeployError as NbdeployError
+from .errors import NotebookError as NotebookError
 from .errors import NotFound as NotFound
 from .errors import PortBusy as PortBusy
 from .errors import RehearsalError as RehearsalError
 from .errors import ReleaseError as ReleaseError
 from .errors import ReportError as ReportError
+from .errors import RetrainError as RetrainError
 from .errors import SaveError as SaveError
 from .errors import ServiceError as ServiceError
 from .framework import Framework as Framework

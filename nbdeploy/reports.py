@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,6 +15,7 @@ from nbdeploy import (
     evidently_workspace,
     label_log,
     model_store,
+    notebook_run,
     prediction_log,
     report_frames,
     report_labels,
@@ -25,6 +26,7 @@ from nbdeploy.errors import ReportError, did_you_mean
 from nbdeploy.evidently_report import PRESETS
 from nbdeploy.home import reports_folder
 from nbdeploy.model_store import ModelVersion
+from nbdeploy.notebook_run import Executed
 from nbdeploy.report_frames import Sides
 from nbdeploy.report_result import WindowReport
 
@@ -40,7 +42,9 @@ def report(
     max_rows: int = 50_000,
     html_path: Path | str | None = None,
     workspace: Path | str | None = None,
-) -> WindowReport:
+    notebook: Path | str | bool | None = None,
+    parameters: Mapping[str, object] | None = None,
+) -> WindowReport | Executed:
     """Let Evidently report on what a version was asked, beside what it learned from.
 
     What is private, and what is an array, is in no report.
@@ -64,19 +68,38 @@ def report(
         Where Evidently's whole page goes; by default ``nbdeploy-reports/NAME/`` in the working directory.
     workspace : path, optional
         An Evidently workspace that gets it too, for ``evidently ui --workspace``.
+    notebook : path or True, optional
+        Run this notebook instead, by Papermill, and keep it and its page in a dated folder below
+        ``nbdeploy-reports/NAME/``; True is the one on drift that comes with nbdeploy.
+    parameters : mapping, optional
+        Of the notebook.
 
     Returns
     -------
-    WindowReport
-        ``.passed``, ``.tests``, ``.metrics``, ``.columns``, ``.html_path``.
+    WindowReport or Executed
+        ``.passed``, ``.tests``, ``.metrics``, ``.columns``, ``.html_path``; of a notebook ``.passed``, ``.notebook``,
+        ``.html``.
 
     Raises
     ------
     ReportError
         The report does not fit the model or its log, or Evidently cannot make it.
+    NotebookError
+        The notebook cannot be run, or a parameter does not fit it. What it raises is in the result.
     NotFound
     """
     watching.must_be_known(name)
+    if notebook or parameters:
+        options = {
+            "preset": preset,
+            "metrics": metrics,
+            "version": version,
+            "html_path": html_path,
+            "workspace": workspace,
+        }
+        return _notebook(
+            name, notebook or True, parameters, (since, until), [key for key, value in options.items() if value]
+        )
     _check(preset, max_rows)
     subject = model_store.get(name, version or watching.live_version(name))
     asked = [_metric(metric) for metric in ([metrics] if isinstance(metrics, str) else metrics)]
@@ -110,6 +133,22 @@ def report(
         )
         made = replace(made, workspace=place)
     return made
+
+
+def _notebook(
+    name: str,
+    notebook: Path | str | bool,
+    parameters: Mapping[str, object] | None,
+    window: tuple[Any, Any],
+    unused: list[str],
+) -> Executed:
+    if unused:
+        msg = f"a notebook decides by itself what it reports: {unused[0]} is not for it"
+        raise ReportError(msg, "Leave it out, or give the notebook a parameter.")
+    path = None if notebook is True else Path(str(notebook))
+    if path is not None and path.name == notebook_run.DEFAULT and not path.exists():
+        path = None  # the one that comes with nbdeploy, wherever that is
+    return notebook_run.report_notebook(name, path, parameters, since=window[0], until=window[1])
 
 
 # -- what may be asked --------------------------------------------------------------------------------------
