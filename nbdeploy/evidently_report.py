@@ -16,7 +16,7 @@ from nbdeploy import drift_report, home, report_view
 from nbdeploy.drift_columns import inert, shortened
 from nbdeploy.drift_result import is_p_value
 from nbdeploy.errors import NbdeployError, ReportError, did_you_mean
-from nbdeploy.report_frames import Sides, Task
+from nbdeploy.report_frames import Kind, Sides, Task
 from nbdeploy.report_result import METRICS, TESTS
 
 PRESETS = ("quality", "summary", "classification", "regression", "text", "drift")
@@ -65,16 +65,11 @@ def evaluate(sides: Sides, preset: str, metrics: Sequence[Any] = (), task: Task 
         Evidently cannot compute a metric, or not the preset for any column.
     """
     drift_report.warm()
+    if preset == "drift":
+        sides = sides.without(_incomparable(sides))
     request = _Request(preset, tuple(_renamed(metric, sides) for metric in metrics), task)
     with drift_report.quiet():
-        try:
-            run = _run(sides, request)
-        except Exception as error:  # noqa: BLE001 - what it was is found out, and said in one line
-            sides = _without_what_fails(sides, request, error)
-            try:
-                run = _run(sides, request)
-            except Exception as again:
-                raise _failure(preset or "metric", again) from again
+        sides, run = _run_on_what_works(sides, request)
         page = run.get_html_str(as_iframe=False)
         told = run.dict()
     return Evaluated(page, run, _metrics(told, run, sides), _tests(told, sides), sides)
@@ -275,28 +270,53 @@ def _known(name: str, metric: Any, sides: Sides) -> str:
     raise ReportError(msg, did_you_mean(name, [column.name for column in sides.columns]))
 
 
+def _incomparable(sides: Sides) -> dict[str, str]:
+    """Why Evidently finds no drift in a column, where that is known before it is asked."""
+    reasons = dict.fromkeys(sides.of("moment"), "not compared: dates")
+    for side, words in ((sides.current, "in the window"), (sides.reference, "in the reference")):
+        if side is not None:
+            reasons |= {label: f"not compared: no values {words}" for label in side if not side[label].notna().any()}
+    return reasons
+
+
 # -- what it cannot do --------------------------------------------------------------------------------------
 
 
-def _without_what_fails(sides: Sides, request: _Request, error: Exception) -> Sides:
-    """The sides without the columns that the preset fails for; raises where that is not what it was."""
+def _run_on_what_works(sides: Sides, request: _Request) -> tuple[Sides, Any]:
+    """Evidently's run on all columns, or on those that it does not fail for."""
+    kinds: list[tuple[Kind, ...]] = [("number", "category", "moment"), ("text",)]  # texts last: one may take seconds
+    while True:
+        try:
+            return sides, _run(sides, request)
+        except Exception as error:
+            _blame_metrics(sides, request)
+            reasons: dict[str, str] = {}
+            while kinds and not reasons and request.preset in ("summary", "quality", "drift"):
+                reasons = _failing(sides, request.preset, kinds.pop(0))
+            if not reasons or len(reasons) == len(sides.columns):
+                raise _failure(request.preset or "metric", error) from error
+        sides = sides.without(reasons)
+
+
+def _blame_metrics(sides: Sides, request: _Request) -> None:
+    """Raise where a user's metric fails by itself."""
     for metric in request.metrics:
         try:
             _run(sides, _Request("", (metric,), request.task))
-        except Exception as failed:
-            raise _metric_failure(metric, sides, failed) from failed
-    if request.preset not in ("summary", "quality", "drift"):
-        raise _failure(request.preset, error) from error
+        except Exception as error:
+            raise _metric_failure(metric, sides, error) from error
+
+
+def _failing(sides: Sides, preset: str, kinds: tuple[Kind, ...]) -> dict[str, str]:
+    """Why the preset fails for a column, by label."""
     reasons = {}
-    for column in sides.columns:
-        others = {each.label: "" for each in sides.columns if each is not column}
+    for label in sides.of(*kinds):
+        others = {each.label: "" for each in sides.columns if each.label != label}
         try:
-            _run(sides.without(others), _Request(request.preset))
-        except Exception as failed:  # noqa: BLE001 - the reason is shown instead
-            reasons[column.label] = f"Evidently fails: {type(failed).__name__}"
-    if not reasons or len(reasons) == len(sides.columns):
-        raise _failure(request.preset, error) from error
-    return sides.without(reasons)
+            _run(sides.without(others), _Request(preset))
+        except Exception as error:  # noqa: BLE001 - the reason is shown instead
+            reasons[label] = f"Evidently fails: {type(error).__name__}"
+    return reasons
 
 
 def _metric_failure(metric: Any, sides: Sides, error: Exception) -> ReportError:

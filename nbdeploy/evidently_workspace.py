@@ -30,10 +30,7 @@ def add(folder: Path | str, deployment: str, snapshot: Any, *, title: str, versi
     ReportError
         The folder cannot be written to.
     """
-    place = Path(folder).expanduser().absolute()
-    if "::" in str(place):  # Evidently would take it for a chain of file systems
-        msg = f"{place} cannot be a workspace: its name has '::'"
-        raise ReportError(msg, "Choose another folder.")
+    place = place_of(folder)
     drift_report.warm()
     from evidently.sdk.models import ProjectModel
     from evidently.ui.workspace import Workspace
@@ -58,6 +55,15 @@ def add(folder: Path | str, deployment: str, snapshot: Any, *, title: str, versi
     except (OSError, NbdeployError) as error:
         msg = f"{place} cannot be written: {getattr(error, 'strerror', '') or error}"
         raise ReportError(msg, "Choose a folder that you may write to.") from error
+    return place
+
+
+def place_of(folder: Path | str) -> Path:
+    """The folder of a workspace, absolute; raises `ReportError` where Evidently would take it for something else."""
+    place = Path(folder).expanduser().absolute()
+    if "::" in str(place):  # a chain of file systems
+        msg = f"{place} cannot be a workspace: its name has '::'"
+        raise ReportError(msg, "Choose another folder.")
     return place
 
 

@@ -101,6 +101,8 @@ def report(
             name, notebook or True, parameters, (since, until), [key for key, value in options.items() if value]
         )
     _check(preset, max_rows)
+    if workspace:
+        evidently_workspace.place_of(workspace)
     subject = model_store.get(name, version or watching.live_version(name))
     asked = [_metric(metric) for metric in ([metrics] if isinstance(metrics, str) else metrics)]
     preset = preset or ("" if asked else "quality")
