@@ -28,11 +28,14 @@ from .label_log import Labelled as Labelled
 from .model_card import Card as Card
 from .model_store import ModelVersion as ModelVersion
 from .model_store import versions as versions
+from .notebook_run import Executed as Executed
 from .panel_view import panel as panel
 from .releases import history as history
 from .releases import promote as promote
 from .releases import rollback as rollback
 from .releases import traffic as traffic
+from .retraining import retrain as retrain
+from .retraining_result import Retrained as Retrained
 from .routing import Traffic as Traffic
 from .signature import Column as Column
 from .signature import Signature as Signature

@@ -63,7 +63,13 @@ def label(name: str, labels: Any) -> Labelled:
 
 
 def drift(
-    name: str, since: Any = None, *, until: Any = None, max_rows: int = 50_000, html_path: Path | None = None
+    name: str,
+    since: Any = None,
+    *,
+    until: Any = None,
+    max_rows: int = 50_000,
+    html_path: Path | None = None,
+    page: bool = True,
 ) -> DriftReport:
     """Compare what a deployment was asked with what its version learned from.
 
@@ -75,6 +81,8 @@ def drift(
         Rows per side that Evidently sees, a reproducible sample.
     html_path : Path, optional
         Where Evidently's whole report goes; by default ``nbdeploy-reports/NAME/`` in the working directory.
+    page : bool
+        False gives the verdicts alone: nothing is rendered, and no file is written.
 
     Raises
     ------
@@ -90,11 +98,11 @@ def drift(
     reference, current = sides(name, version, since, until)
     from nbdeploy import drift_report
 
-    if html_path is None:
+    if html_path is None and page:
         html_path = reports_folder(name) / f"drift-{version}-{datetime.now(timezone.utc):%Y%m%dT%H%M%S}.html"
     return drift_report.measure(
         reference, current, name=name, version=version, since="" if since is None else str(since),
-        html_path=Path(html_path), max_rows=max_rows,
+        html_path=Path(html_path) if html_path is not None and page else None, max_rows=max_rows,
     )  # fmt: skip
 
 
