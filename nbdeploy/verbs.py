@@ -206,8 +206,13 @@ VERBS: dict[str, Verb] = {
         Verb("predictions", "what was asked and answered, oldest first", (NAME, SINCE, UNTIL),
              "predictions flight-delay --since 1h"),
         Verb("label", "keep what turned out to be true of what was predicted",
-             (NAME, Argument("labels", "a series by prediction id, or a frame with prediction_id and label; in a shell a "
-                             ".parquet or .csv file", Kind.FRAME, required=True)), "label flight-delay labels"),
+             (NAME, Argument("labels", "a series by prediction id, or a frame with prediction_id and label, or with the "
+                             "columns of --on and one of labels; in a shell a .parquet or .csv file", Kind.FRAME, required=True),
+              Argument("--on", "an input to find the predictions by, instead of their ids; repeatable", Kind.LIST),
+              Argument("--target", "the column of labels; by default label, or what it was called in training"),
+              Argument("--since", "with --on, only predictions from then on (7d, 2026-01-31)"),
+              Argument("--until", "with --on, only predictions until then")),
+             "label flight-delay labels --on flight --on day"),
         Verb("retrain", "run a training notebook on the labelled log; what it saves is judged, and is a candidate",
              (NAME, Argument("--notebook", "yours; its parameter `data` gets the path of the labelled rows", Kind.FILE,
                              required=True),
