@@ -186,9 +186,9 @@ class _Run:
             msg = f"{called} stopped: {executed.error}"
             raise RetrainError(msg, f"See {executed.notebook}.{left}")
         if not mine:
-            other = f"saved {', '.join(v.tag for v in saved)}" if saved else "came to its end"
-            msg = f"{called} {other}, and saved no version of {self.name!r}"
-            raise RetrainError(msg, f"Let it end with %deploy model --name {self.name} ..., or nbdeploy.save.")
+            other = f"saved {', '.join(v.tag for v in saved)}, and" if saved else "came to its end, and saved"
+            msg = f"{called} {other} no version of {self.name!r}"
+            raise RetrainError(msg, f"Let it end with nbdeploy.save(model, {self.name!r}, X, y).")
         self.notes += [f"{version.tag} was saved, too" for version in saved if version != mine[0]]
         bento.build_in_background(mine[0])  # the notebook's own has ended with it
         return executed, mine[0]
