@@ -12,6 +12,7 @@ from .errors import NbdeployError as NbdeployError
 from .errors import NotebookError as NotebookError
 from .errors import NotFound as NotFound
 from .errors import PortBusy as PortBusy
+from .errors import QualityError as QualityError
 from .errors import RehearsalError as RehearsalError
 from .errors import ReleaseError as ReleaseError
 from .errors import RetrainError as RetrainError
@@ -25,6 +26,8 @@ from .gate import check as check
 from .guarding import guard as guard
 from .guarding import rollout as rollout
 from .label_log import Labelled as Labelled
+from .live_quality import Quality as Quality
+from .live_quality import quality as quality
 from .model_card import Card as Card
 from .model_store import ModelVersion as ModelVersion
 from .model_store import versions as versions

@@ -135,12 +135,12 @@ def add(name: str, labels: Mapping[str, Any]) -> int:
 def label_problems(labels: Mapping[Any, Any]) -> Iterator[dict[str, Any]]:
     """What in `labels` is no label, or not of a prediction id."""
     for key, value in labels.items():
-        column = key[:80] if isinstance(key, str) else str(key)[:80]
         if not isinstance(key, str) or not ID.fullmatch(key):
+            column = key[:80] if isinstance(key, str) else str(key)[:80]
             yield problem(None, column, "a prediction id", shown(key) if isinstance(key, str) else type(key).__name__,
                           "Send what `prediction_ids` had in the answer.")  # fmt: skip
-        elif hint := _fault(value):
-            yield problem(None, column, "a string, a number, true, false or null", shown(value), hint.strip())
+        elif not isinstance(value, bool) and (hint := _fault(value)):
+            yield problem(None, key[:80], "a string, a number, true, false or null", shown(value), hint.strip())
 
 
 def _fault(value: Any) -> str:
