@@ -12,6 +12,7 @@ from .errors import NbdeployError as NbdeployError
 from .errors import NotebookError as NotebookError
 from .errors import NotFound as NotFound
 from .errors import PortBusy as PortBusy
+from .errors import QualityError as QualityError
 from .errors import RehearsalError as RehearsalError
 from .errors import ReleaseError as ReleaseError
 from .errors import ReportError as ReportError
@@ -26,9 +27,12 @@ from .gate import check as check
 from .guarding import guard as guard
 from .guarding import rollout as rollout
 from .label_log import Labelled as Labelled
+from .live_quality import Quality as Quality
+from .live_quality import quality as quality
 from .model_card import Card as Card
 from .model_store import ModelVersion as ModelVersion
 from .model_store import versions as versions
+from .notebook_run import Executed as Executed
 from .panel_view import panel as panel
 from .releases import history as history
 from .releases import promote as promote
@@ -36,6 +40,8 @@ from .releases import rollback as rollback
 from .releases import traffic as traffic
 from .report_result import WindowReport as WindowReport
 from .reports import report as report
+from .retraining import retrain as retrain
+from .retraining_result import Retrained as Retrained
 from .routing import Traffic as Traffic
 from .signature import Column as Column
 from .signature import Signature as Signature

@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
-import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from nbdeploy import home, report_view
-from nbdeploy.drift_columns import Pair, Sides, inert, pair_up, visible
-from nbdeploy.drift_result import MIN_ROWS, DriftReport, Verdict, is_p_value, verdict_frame
-from nbdeploy.errors import DriftError, NbdeployError
+from nbdeploy.drift_columns import Pair, Side, by_label, pair_up, visible
+from nbdeploy.drift_result import MIN_ROWS, DriftReport, Group, Verdict, verdict_frame
+from nbdeploy.drift_tests import failed, judged, test_of, verdict_of, warm
+from nbdeploy.drift_words import Change, Seen, change_of, emptied
+from nbdeploy.errors import DriftError, NbdeployError, did_you_mean
 
-__all__ = ["DRIFT_SHARE", "MIN_ROWS", "PLOTTED_ROWS", "DriftReport", "measure", "warm"]
+__all__ = ["DRIFT_SHARE", "MIN_ROWS", "PLOTTED_ROWS", "DriftReport", "Seen", "Side", "measure", "warm"]
 
 PLOTTED_ROWS = 20_000  # of each side in Evidently's plots
 DRIFT_SHARE = 0.5  # Evidently's own default: a data set drifts when half of its columns do
+
+MAX_GROUPS = 12  # that get verdicts of their own, the largest ones
 
 _log = logging.getLogger(__name__)
 
 
 def measure(
-    reference: pd.DataFrame,
-    current: pd.DataFrame,
+    reference: pd.DataFrame | Side,
+    current: pd.DataFrame | Side,
     *,
     name: str,
     version: str,
@@ -41,6 +41,11 @@ def measure(
     html_path: Path | None = None,
     max_rows: int = 50_000,
     seed: int = 0,
+    page: bool = True,
+    columns: Collection[Hashable] | None = None,
+    by: Hashable = None,
+    against: str = "reference",
+    seen: Seen | None = None,
 ) -> DriftReport:
     """Compare every column of `current` with the same column of `reference`.
 
@@ -50,8 +55,9 @@ def measure(
 
     Parameters
     ----------
-    reference, current : DataFrame
-        What the model learned from, and what it was asked. Predictions may be a column like any other.
+    reference, current : DataFrame or Side
+        What the model learned from, and what it was asked: all rows, or a sample of them and what is known of all.
+        Predictions may be a column like any other.
     name, version, since : str
         What the report says it is about.
     html_path : Path, optional
@@ -60,6 +66,16 @@ def measure(
         Rows of each side to compare; more are sampled.
     seed : int
         Of the sample: the same seed, the same rows.
+    page : bool
+        Make Evidently's whole report. Without it there are verdicts and sentences, nothing is drawn, and no file is written.
+    columns : collection, optional
+        Judge these alone.
+    by : hashable, optional
+        A column whose most frequent values get verdicts of their own, up to 12, of the rows that are compared here.
+    against : str
+        What the reference is: ``reference``, a version, or a window of the log.
+    seen : Seen, optional
+        What the sentences call it.
 
     Returns
     -------
@@ -68,87 +84,186 @@ def measure(
     Raises
     ------
     DriftError
-        A side is empty, there is no common column, or the report cannot be written.
+        A side is empty, there is no common column, `by` is none of them, or the report cannot be written.
     """
-    reference, current = (side.loc[:, ~side.columns.duplicated()] for side in (reference, current))
-    _check(reference, current, name, version, since)
+    sides = Side.of(reference), Side.of(current)
+    _check(sides, name, version, since)
+    told = seen or Seen()
     with quiet():
-        pairs, reasons = pair_up(reference, current, max_rows=max_rows, seed=seed)
-        page, found = _evaluate(pairs) if pairs else ("", {})
-    verdicts = {column: Verdict(None, reason) for column, reason in reasons.items()}
-    for label, pair in pairs.items():
-        few = min(pair.counts)
-        verdicts[pair.column] = (
-            found[label] if few >= MIN_ROWS else Verdict(None, f"too few rows: {few} of the {MIN_ROWS} it takes")
-        )
-    columns = verdict_frame(verdicts)
-    judged = columns["drifted"].dropna()
-    share = float(judged.sum()) / len(judged) if len(judged) else 0.0
+        groups = _groups(sides, by, columns, max_rows=max_rows, seed=seed, seen=told) if by is not None else {}
+        if columns is not None:
+            sides = _chosen(sides, columns)
+        pairs, reasons = pair_up(*sides, max_rows=max_rows, seed=seed)
+        found, drawn = _evaluate(pairs, page=page)
+    verdicts = _by_column_name(pairs, found, reasons)
+    frame = verdict_frame(verdicts)
+    sampled = any(side.sampled or len(side.frame) > max_rows for side in sides)
     report = DriftReport(
         deployment=name,
         version=version,
         since=since,
-        rows_reference=len(reference),
-        rows_current=len(current),
-        sampled=max(len(reference), len(current)) > max_rows,
-        drifted=bool(len(judged)) and share >= DRIFT_SHARE,
-        share=share,
+        rows_reference=sides[0].rows,
+        rows_current=sides[1].rows,
+        sampled=sampled,
+        drifted=False,
+        share=0.0,
         drift_share=DRIFT_SHARE,
-        columns=columns,
-        html_path=html_path if page else None,
+        columns=frame,
+        html_path=html_path if drawn else None,
         created=datetime.now(timezone.utc),
-    )
-    return _publish(report, page) if page else report
+        against=against,
+        changes=_changes(pairs, found, sides, reasons, told),
+        groups=groups,
+        by="" if by is None else str(by),
+        compared=min(max_rows, *(len(side.frame) for side in sides if side.sampled or len(side.frame) > max_rows))
+        if sampled else 0,
+    ).judged()  # fmt: skip
+    return _publish(report, drawn) if drawn else report
 
 
-def warm() -> None:
-    """Import Evidently, which takes seconds; meant for a background thread."""
-    os.environ.setdefault("DO_NOT_TRACK", "1")  # Evidently's own switch for its telemetry
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import evidently.legacy.metrics
-        import evidently.legacy.report  # noqa: F401
-
-
-def _check(reference: pd.DataFrame, current: pd.DataFrame, name: str, version: str, since: str) -> None:
-    if not len(reference):
+def _check(sides: tuple[Side, Side], name: str, version: str, since: str) -> None:
+    if not sides[0].rows:
         msg = f"The reference of {name} {version} has no rows"
         raise DriftError(msg, "Save the version again with its frame.")
-    if not len(current):
+    if not sides[1].rows:
         window = f" since {since}" if since else ""
         msg = f"{name} {version} has answered nothing{window}"
         raise DriftError(msg, "Ask it first, or look at a longer window.")
-    if not {*reference.columns} & {*current.columns}:
-        sides = [", ".join(visible(str(column)) for column in side.columns[:5]) for side in (reference, current)]
-        msg = f"No column of the reference ({sides[0]}) is among those asked about ({sides[1]})"
+    if not {*sides[0].frame.columns} & {*sides[1].frame.columns}:
+        names = [", ".join(visible(str(column)) for column in side.frame.columns[:5]) for side in sides]
+        msg = f"No column of the reference ({names[0]}) is among those asked about ({names[1]})"
         raise DriftError(msg)
 
 
-def _evaluate(pairs: dict[str, Pair]) -> tuple[str, dict[str, Verdict]]:
-    """Evidently's page and a verdict for every pair, though some of them are more than it can do."""
+def _chosen(sides: tuple[Side, Side], columns: Collection[Hashable]) -> tuple[Side, Side]:
+    chosen = tuple(
+        replace(side, frame=side.frame[[name for name in side.frame.columns if name in columns]]) for side in sides
+    )
+    return chosen[0], chosen[1]
+
+
+def _by_column_name(
+    pairs: dict[str, Pair], found: dict[str, Verdict], reasons: dict[Hashable, str]
+) -> dict[Hashable, Verdict]:
+    verdicts = {column: Verdict(None, reason) for column, reason in reasons.items()}
+    return verdicts | {pair.column: found[label] for label, pair in pairs.items()}
+
+
+def _changes(
+    pairs: dict[str, Pair],
+    found: dict[str, Verdict],
+    sides: tuple[Side, Side],
+    reasons: dict[Hashable, str],
+    seen: Seen,
+) -> tuple[str, ...]:
+    """What changed most first."""
+    told: list[Change] = []
+    for label, pair in pairs.items():
+        verdict = found[label]
+        if min(pair.counts) >= MIN_ROWS:
+            change = change_of(pair, drifted=bool(verdict.drifted), effect=verdict.effect, seen=seen)
+            told += [change] if change else []
+    told += [change for column in reasons if (change := emptied(column, sides))]
+    return tuple(change.sentence for change in sorted(told, key=lambda change: -change.weight))
+
+
+# -- groups -------------------------------------------------------------------------------------------------
+
+
+def _groups(
+    sides: tuple[Side, Side],
+    by: Hashable,
+    columns: Collection[Hashable] | None,
+    *,
+    max_rows: int,
+    seed: int,
+    seen: Seen,
+) -> dict[str, Group]:
+    """Verdicts of the rows of each of the most frequent values of a column, without Evidently's pages."""
+    for side, place in zip(sides, ("reference", "window"), strict=True):
+        if by not in side.frame.columns:
+            known = [str(column) for column in side.frame.columns]
+            msg = f"by={str(by)!r} is no column of the {place} that can be compared"
+            raise DriftError(msg, did_you_mean(str(by), known) or f"It has {', '.join(known[:10])}.")
+    few = [
+        side.frame if len(side.frame) <= max_rows else side.frame.sample(max_rows, random_state=seed).sort_index()
+        for side in sides
+    ]
+    labels = [by_label(frame[by]) for frame in few]
+    rows = [labels[i].value_counts() if not side.sampled and len(few[i]) == side.rows else _all_rows(side, by, labels[i])
+            for i, side in enumerate(sides)]  # fmt: skip
+    made = {}
+    for label in labels[1].value_counts().index[:MAX_GROUPS]:
+        parts = [
+            frame[(group == label).to_numpy()].drop(columns=[by]) for frame, group in zip(few, labels, strict=True)
+        ]
+        group_sides = Side.of(parts[0]), Side.of(parts[1])
+        if columns is not None:
+            group_sides = _chosen(group_sides, columns)
+        pairs, reasons = pair_up(*group_sides, max_rows=max_rows, seed=seed)
+        short = min(map(len, parts))
+        reasons = {c: f"too few rows: {short} of the {MIN_ROWS} it takes" if short < MIN_ROWS else r
+                   for c, r in reasons.items()}  # fmt: skip
+        found = judged(pairs)
+        made[str(label)] = Group(
+            str(label),
+            int(rows[0].get(label, 0)),
+            int(rows[1].get(label, 0)),
+            verdict_frame(_by_column_name(pairs, found, reasons)),
+            _changes(pairs, found, group_sides, reasons, seen) if short >= MIN_ROWS else (),
+        )
+    return made
+
+
+def _all_rows(side: Side, by: Hashable, labels: pd.Series) -> pd.Series:
+    """How many of all rows each group has: counted, or else by its share of the sample."""
+    if side.sampled and by in side.counts:
+        counts = side.counts[by]
+        return pd.Series(counts.to_numpy(), index=by_label(pd.Series(counts.index)).to_numpy()).groupby(level=0).sum()
+    return (labels.value_counts() * (side.rows / max(len(labels), 1))).round()
+
+
+# -- Evidently's page ---------------------------------------------------------------------------------------
+
+
+def _evaluate(pairs: dict[str, Pair], *, page: bool) -> tuple[dict[str, Verdict], str]:
+    """A verdict for every pair, and Evidently's page of those that it can draw."""
+    if not pairs:
+        return {}, ""
     warm()
-    failed: dict[str, Verdict] = {}
+    try:
+        found = judged(pairs)
+    except ImportError as error:
+        _log.info("Evidently's tests are gone: %s", error)
+        found = {}
+    if not page and found:
+        return found, ""
     for way in (_by_table, _by_column):
-        try:
-            return way(pairs)
-        except Exception as error:  # noqa: BLE001 - the next way is another part of Evidently
-            _log.info("Evidently failed %s: %s", way.__name__, error)
-        failed = _failing(way, pairs)
-        if good := {label: pair for label, pair in pairs.items() if label not in failed}:
-            with suppress(Exception):
-                page, found = way(good)
-                return page, {**found, **failed}
-    return "", failed
+        good = pairs
+        for _ in range(2):
+            try:
+                drawn, said = way(good)
+            except Exception as error:  # noqa: BLE001 - the next way is another part of Evidently
+                _log.info("Evidently failed %s: %s", way.__name__, error)
+            else:
+                unjudged = {label: said[label] for label in good if label not in found or found[label].drifted is None}
+                return {**found, **unjudged}, drawn if page else ""
+            bad = _failing(way, good)
+            found = {**bad, **found}
+            good = {label: pair for label, pair in good.items() if label not in bad}
+            if not good:
+                break
+    return found, ""
 
 
 def _failing(way: Callable[[dict[str, Pair]], object], pairs: dict[str, Pair]) -> dict[str, Verdict]:
-    failed = {}
+    found = {}
     for label, pair in pairs.items():
         try:
             way({label: pair})
         except Exception as error:  # noqa: BLE001 - the reason is shown instead of a verdict
-            failed[label] = Verdict(None, f"not compared: {inert(' '.join(str(error).split()))}")
-    return failed
+            found[label] = failed(error)
+    return found
 
 
 def _by_table(pairs: dict[str, Pair]) -> tuple[str, dict[str, Verdict]]:
@@ -158,7 +273,7 @@ def _by_table(pairs: dict[str, Pair]) -> tuple[str, dict[str, Verdict]]:
     from evidently.legacy.report import Report
 
     table = DataDriftTable(
-        columns=list(pairs), per_column_stattest={label: _test(pair) for label, pair in pairs.items()}
+        columns=list(pairs), per_column_stattest={label: test_of(pair) for label, pair in pairs.items()}
     )
     report = Report(metrics=[table])
     report.run(
@@ -174,13 +289,14 @@ def _by_table(pairs: dict[str, Pair]) -> tuple[str, dict[str, Verdict]]:
     )
     found = table.get_result().drift_by_columns
     return report.get_html(), {
-        label: _verdict(
+        label: verdict_of(
+            pair,
             found[label].drift_detected,
             found[label].stattest_name,
             found[label].drift_score,
             found[label].stattest_threshold,
         )
-        for label in pairs
+        for label, pair in pairs.items()
     }
 
 
@@ -214,65 +330,20 @@ def _by_column(pairs: dict[str, Pair]) -> tuple[str, dict[str, Verdict]]:
     for test in made["tests"]:
         asked = test["metric_config"]["params"]
         drifted = str(test["status"]).rpartition(".")[2] == "FAIL"
-        found[asked["column"]] = _verdict(drifted, asked["method"], scores[asked["column"]], asked["threshold"])
+        column = asked["column"]
+        found[column] = verdict_of(pairs[column], drifted, asked["method"], scores[column], asked["threshold"])
     return run.get_html_str(as_iframe=False), found
-
-
-def _test(pair: Pair) -> Any:
-    """The test that Evidently chooses for the whole pair, asked about the pair whatever it is called with."""
-    from evidently.legacy.calculations.stattests import get_stattest
-    from evidently.legacy.core import ColumnType
-
-    # What it chooses by: more than 1,000 values in the reference or not, and how many differ, up to six.
-    like_reference = pd.Series(np.resize(pair.distinct.to_numpy(), min(pair.counts[0], 1001)))
-    return _careful_test()(get_stattest(like_reference, pair.distinct, ColumnType(pair.kind), None), pair)
-
-
-@lru_cache(maxsize=1)
-def _careful_test() -> Any:
-    from evidently.legacy.calculations.stattests import StatTest
-
-    class Careful(StatTest):  # type: ignore[misc]
-        """A test of all rows where a sample might mislead: of categories, for p-values, and near the threshold."""
-
-        def __init__(self, test: Any, pair: Pair) -> None:
-            super().__init__(test.name, test.display_name, test.allowed_feature_types, test.default_threshold)
-            self.test, self.pair = test, pair
-
-        def __call__(self, _reference: Any, _current: Any, kind: Any, threshold: Any, **_: Any) -> Any:
-            def ask(sides: Sides) -> Any:
-                return self.test(*(side.dropna() for side in sides), kind, threshold)
-
-            if not self.pair.sampled:
-                return ask(self.pair.sample)
-            if self.pair.kind == "cat" or is_p_value(self.display_name):
-                return ask(self.pair.whole())
-            result = ask(self.pair.sample)
-            near = _is_near(result.drift_score, result.actual_threshold, self.pair.kind)
-            return ask(self.pair.whole()) if near else result
-
-    return Careful
-
-
-def _is_near(score: float, threshold: float, kind: str) -> bool:
-    return abs(score - threshold) < 0.02 if kind == "text" else threshold / 2 < score < threshold * 2
 
 
 def _of_kind(pairs: dict[str, Pair], kind: str) -> list[str]:
     return [label for label, pair in pairs.items() if pair.kind == kind]
 
 
-def _verdict(drifted: object, method: str, score: float, threshold: float) -> Verdict:
-    if not math.isfinite(score):
-        return Verdict(None, f"not compared: {method} gave no number")
-    return Verdict(bool(drifted), method, float(score), float(threshold))
-
-
 def _publish(report: DriftReport, page: str) -> DriftReport:
     title = f"Drift of {report.deployment} {report.version}"
-    note = visible(report.summary)
+    note = visible(" ".join([f"{report.summary}.", *report.changes[:3], report.sampling]))
     if max(report.rows_reference, report.rows_current) > PLOTTED_ROWS:
-        note = f"{note}. Plots show up to {PLOTTED_ROWS:,} rows of each side."
+        note = f"{note} Plots show up to {PLOTTED_ROWS:,} rows of each side."
     sealed = report_view.seal(defused(page), title=title, note=note)
     if report.html_path:
         try:

@@ -14,6 +14,7 @@ NbdeployError
 ├── RetrainError     a retraining that cannot begin, or made no version
 ├── CompareError     two versions of which nothing can be said
 ├── ReportError      a report that does not fit the deployment, its task or its log
+├── QualityError     answers of which nobody can say how good they were
 └── DriftError       nothing to compare
 """
 
@@ -119,6 +120,10 @@ class CompareError(NbdeployError):
 
 class ReportError(NbdeployError):
     """A report does not fit the deployment, its task or its log."""
+
+
+class QualityError(NbdeployError):
+    """How good answers were cannot be said."""
 
 
 class DriftError(NbdeployError):

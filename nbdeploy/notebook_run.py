@@ -10,14 +10,14 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbdeploy import gate_notebook, gate_secrets, home
 from nbdeploy.errors import GateError, NotebookError
-from nbdeploy.gate_parameters import JSON, fitted
+from nbdeploy.gate_parameters import JSON, Declared, fitted
 from nbdeploy.notebook_thread import NotebookThread
 from nbdeploy.progress import visible
 from nbdeploy.report_view import link_to
@@ -65,6 +65,11 @@ class Executed:
         done = f"stopped: {self.error}" if self.error else f"ran in {self.seconds:.1f} s"
         return f"{self.notebook.name} for {self.name} {done}"
 
+    @property
+    def links(self) -> str:
+        """To both files, as HTML."""
+        return f"{link_to(self.html)} · {link_to(self.notebook)}"
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "name": self.name, "notebook": str(self.notebook), "html": str(self.html), "seconds": round(self.seconds, 3),
@@ -75,10 +80,7 @@ class Executed:
         return f"{self.headline}\n  notebook: {self.notebook}\n  page: {self.html}"
 
     def _repr_html_(self) -> str:
-        return (
-            f"<div><b>{html.escape(self.headline)}</b><br>"
-            f"Page: {link_to(self.html)} · executed notebook: {link_to(self.notebook)}</div>"
-        )
+        return f"<div><b>{html.escape(self.headline)}</b><br>{self.links}</div>"
 
 
 def run(
@@ -128,7 +130,7 @@ def run(
     NotebookError
         It is not one that can be run, a parameter does not fit it, its kernel did not start, or it cannot be kept.
     """
-    prepared = prepare(path, parameters, name=name, told=told, timeout=timeout, env=env)
+    prepared = prepare(path, parameters, name=name, timeout=timeout, env=env).told(told or {})
     return prepared.run(folder=folder, cwd=cwd, untold=untold or {}, progress=progress)
 
 
@@ -137,7 +139,6 @@ def prepare(
     parameters: Mapping[str, object] | None = None,
     *,
     name: str,
-    told: Mapping[str, object] | None = None,
     timeout: float = TIMEOUT,
     env: Env | None = None,
 ) -> Prepared:
@@ -147,15 +148,14 @@ def prepare(
     with _as_notebook_error():
         source = gate_notebook.read(source_path, is_gate=False)
         declared = gate_notebook.declared_in(source)
-        given = {key: value for key, value in (told or {}).items() if key in declared} | dict(parameters or {})
-        values = fitted(given, declared, source_path.name)
+        values = fitted(parameters or {}, declared, source_path.name)
         gate_secrets.refuse_secrets(values, declared)
         secrets = gate_secrets.environment(env)
     if not 0 < timeout < threading.TIMEOUT_MAX:
         msg = f"a notebook cannot run for {timeout!r} seconds"
         raise NotebookError(msg, "Give a positive number.")
     hidden = gate_secrets.known(secrets)
-    return Prepared(source_path, source, values, frozenset(declared), name, timeout, secrets, hidden)
+    return Prepared(source_path, source, values, declared, name, timeout, secrets, hidden)
 
 
 def report_notebook(
@@ -189,11 +189,17 @@ class Prepared:
     path: Path
     source: dict[str, Any]
     parameters: dict[str, JSON]
-    declared: frozenset[str]
+    declared: Mapping[str, Declared]
     name: str
     timeout: float
     env: Mapping[str, str]
     hidden: Secrets
+
+    def told(self, values: Mapping[str, object]) -> Prepared:
+        """The same with more parameters, as far as it declares them and has none of that name."""
+        more = {key: value for key, value in values.items() if key in self.declared and key not in self.parameters}
+        with _as_notebook_error():
+            return replace(self, parameters={**self.parameters, **fitted(more, self.declared, self.path.name)})
 
     def run(
         self,

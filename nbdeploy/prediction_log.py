@@ -9,7 +9,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -34,7 +34,7 @@ from nbdeploy.log_segments import (
     place,
     stem_of,
 )
-from nbdeploy.log_tables import OWN, Header, own_column, with_purpose
+from nbdeploy.log_tables import OWN, Header, own_column
 from nbdeploy.log_values import logged_columns
 from nbdeploy.log_writer import Entry, LogWriter
 from nbdeploy.signature import Signature
@@ -45,11 +45,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Entry",
     "LogWriter",
+    "Rows",
+    "alike_in",
     "moment",
     "new_request_id",
     "own_column",
     "prediction_ids",
     "read",
+    "scan",
     "seal",
     "size",
     "unreadable",
@@ -98,13 +101,12 @@ def read(
     proba : bool
         Add the column ``probabilities`` before ``label``: per row a list, or None where they were not asked for.
     """
-    start, end = moment(since), moment(until)
-    by_version: dict[str, list[_Part]] = {}
-    for part in _parts(name, start, end, purpose, version):
+    by_version: dict[str, list[Rows]] = {}
+    for part in scan(name, since=since, until=until, purpose=purpose, version=version):
         by_version.setdefault(part.version, []).append(part)
     frames, times = [], []
     for answered_by, parts in by_version.items():
-        for header, alike in _alike(parts, signature_of(answered_by)):
+        for header, alike in alike_in(parts, signature_of(answered_by)):
             frames.append(frame_of(header, [part.table for part in alike], labels, proba=proba))
             times += [moments(part.table) for part in alike]
     if not frames:
@@ -114,6 +116,79 @@ def read(
     # Not by a column: what is the log's time in one version's rows may be an input in another's.
     order = np.argsort(np.concatenate(times), kind="stable")
     return whole.iloc[order].reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of the log that one version answered, as Arrow has them.
+
+    Attributes
+    ----------
+    version : str
+    header : Header
+        What is known about their columns.
+    table : pyarrow.Table
+        The inputs that were asked for, in their order, then the log's own columns.
+    own : mapping
+        What the log's own columns (`nbdeploy.log_tables.OWN`) are called in `table`.
+    """
+
+    version: str
+    header: Header
+    table: pa.Table
+    own: Mapping[str, str]
+
+
+def scan(
+    name: str,
+    *,
+    columns: Collection[str] | None = None,
+    own: Collection[str] = OWN,
+    since: Any = None,
+    until: Any = None,
+    purpose: str = "",
+    version: str = "",
+    batch: int = 1 << 16,
+) -> Iterator[Rows]:
+    """The log in pieces, in no particular order: what a log takes that is larger than memory.
+
+    Of Parquet only the `columns` and `own` ones are read, and neither files of other days and versions nor row groups of
+    other times are. Lines are read whole, a segment (64 MiB) at a time.
+
+    Parameters
+    ----------
+    columns : collection of str, optional
+        Inputs; by default all. What a version has no column for is left out.
+    own : collection of str
+        Which of the log's own columns.
+    since, until : see `moment`
+    purpose, version : see `read`
+    batch : int
+        Rows of a piece, at most, where they come from Parquet.
+    """
+    where, window = place(name), _Window(moment(since), moment(until), purpose, version)
+    wanted = _Wanted(None if columns is None else frozenset(columns), frozenset(own))
+    done: set[str] = set()  # by file: what was read already stays read when the list is made again
+    lines: set[str] = set()  # of a segment that was read as lines and then sealed, the lines count
+    while True:
+        gone = False
+        for path in _sources(where):
+            key = f"{path.parent}/{path.name}"
+            sealed = path.suffix == ".parquet"
+            if key in done or (sealed and (stem_of(path) in lines or not window.may_hold(path))):
+                continue
+            try:
+                if sealed:
+                    yield from _read_sealed(path, wanted, window, batch)
+                else:
+                    found = list(_read_lines(path, wanted, window))
+                    lines.add(stem_of(path))
+                    yield from found
+                done.add(key)
+            except FileNotFoundError:
+                gone = True  # sealed or removed meanwhile
+        if not gone:
+            return
 
 
 def moment(when: Any) -> float | None:
@@ -211,13 +286,6 @@ def _opened(path: Path) -> Any:
 # -- rows ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Part:
-    version: str
-    header: Header
-    table: pa.Table
-
-
 def _sources(where: Path) -> list[Path]:
     """What counts: segments' lines, and the Parquet files of the segments whose lines are gone."""
     # In this order: what is sealed in between is then missed by neither.
@@ -226,45 +294,88 @@ def _sources(where: Path) -> list[Path]:
     return [*lines, *(path for path in parquet_files(where) if stem_of(path) not in there)]
 
 
-def _parts(name: str, start: float | None, end: float | None, purpose: str, version: str) -> list[_Part]:
-    where = place(name)
-    done: dict[str, list[_Part]] = {}  # by file: what was read already stays read when the list is made again
-    while True:
-        sources = _sources(where)
-        gone = False
-        for path in sources:
-            key = f"{path.parent}/{path.name}"
-            sealed = path.suffix == ".parquet"
-            if key in done or (sealed and not _may_hold(path, start, end, version)):
-                continue
-            try:
-                found = _read_sealed(path) if sealed else _read_lines(path, purpose, version)
-                done[key] = [part for each in found if (part := _window(each, start, end, purpose)) is not None]
-            except FileNotFoundError:
-                gone = True  # sealed or removed meanwhile
-        if not gone:
-            break
-    lines = {stem_of(Path(key)) for key in done if key.endswith(".jsonl")}
-    # Of a segment that was read as lines and then sealed, the lines count.
-    return [p for k, parts in done.items() if k.endswith(".jsonl") or stem_of(Path(k)) not in lines for p in parts]
+@dataclass(frozen=True)
+class _Wanted:
+    columns: frozenset[str] | None
+    own: frozenset[str]
+
+    def inputs(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if self.columns is None or name in self.columns]
 
 
-def _may_hold(path: Path, start: float | None, end: float | None, version: str) -> bool:
-    day = day_in(path)
-    if version and path.parent.parent.name != Day(version, "").path(path, "").parent.parent.name:
-        return False
-    return (start is None or day >= day_of(start)) and (end is None or day <= day_of(end))
+@dataclass(frozen=True)
+class _Window:
+    start: float | None
+    end: float | None
+    purpose: str
+    version: str
+
+    @property
+    def bounded(self) -> bool:
+        return self.start is not None or self.end is not None
+
+    def may_hold(self, path: Path) -> bool:
+        """Whether a Parquet file may hold such rows, by its place alone."""
+        day = day_in(path)
+        if self.version and path.parent.parent.name != Day(self.version, "").path(path, "").parent.parent.name:
+            return False
+        return (self.start is None or day >= day_of(self.start)) and (self.end is None or day <= day_of(self.end))
+
+    def row_groups(self, file: Any, time_column: int) -> list[int]:
+        """Those that may hold such rows, by what is known of their times."""
+        found = []
+        for group in range(file.metadata.num_row_groups):
+            about = file.metadata.row_group(group).column(time_column).statistics if self.bounded else None
+            if about is not None and about.has_min_max:
+                first, last = about.min.timestamp(), about.max.timestamp()
+                if (self.start is not None and last < self.start) or (self.end is not None and first >= self.end):
+                    continue
+            found.append(group)
+        return found
+
+    def keep(self, rows: Rows, wanted: _Wanted) -> Rows | None:
+        """The rows that it holds, with the columns that are wanted."""
+        import pyarrow.compute as pc
+
+        table = rows.table
+        purposes = table.column(rows.own["purpose"])
+        if purposes.type == "bool":  # in older files it says whether a gate asked
+            purposes = pc.if_else(purposes, "gate", "")
+            place = table.schema.get_field_index(rows.own["purpose"])
+            table = table.set_column(place, rows.own["purpose"], purposes)
+        keep = pc.equal(purposes, self.purpose).to_numpy()
+        if self.bounded:
+            times = table.column(rows.own["time"]).cast("int64").to_numpy() / 1e6
+            keep &= (times >= (-np.inf if self.start is None else self.start)) & (
+                times < (np.inf if self.end is None else self.end)
+            )
+        if not keep.any():
+            return None
+        own = {label: name for label, name in rows.own.items() if label in wanted.own}
+        drop = [name for label, name in rows.own.items() if label not in own]
+        kept = table.drop_columns(drop) if drop else table
+        return Rows(rows.version, rows.header, kept if keep.all() else kept.filter(keep), own)
 
 
-def _read_lines(path: Path, purpose: str, version: str) -> Iterator[_Part]:
+def _read_lines(path: Path, wanted: _Wanted, window: _Window) -> Iterator[Rows]:
     for chunk in chunks(path):
-        kept = [e for e in chunk.entries if e["purpose"] == purpose and version in ("", e["version"])]
-        told = Chunk(chunk.header, kept, 0, chunk.end)
-        for day, header, table in tables(told):
-            yield _Part(day.version, header, table)
+        kept = []
+        for entry in chunk.entries:
+            if entry["purpose"] != window.purpose or window.version not in ("", entry["version"]):
+                continue
+            if wanted.columns is not None:
+                for key in {"inputs", "frame"} & entry.keys():
+                    held = entry[key]
+                    names = wanted.inputs(list(held) if key == "inputs" else held.column_names)
+                    entry[key] = {name: held[name] for name in names} if key == "inputs" else held.select(names)
+            kept.append(entry)
+        for day, header, table in tables(Chunk(chunk.header, kept, 0, chunk.end)):
+            own = dict(zip(OWN, table.column_names[-len(OWN) :], strict=True))
+            if (rows := window.keep(Rows(day.version, header, table, own), wanted)) is not None:
+                yield rows
 
 
-def _read_sealed(path: Path) -> Iterator[_Part]:
+def _read_sealed(path: Path, wanted: _Wanted, window: _Window, batch: int) -> Iterator[Rows]:
     import pyarrow as pa
 
     found = _opened(path)
@@ -272,32 +383,32 @@ def _read_sealed(path: Path) -> Iterator[_Part]:
         return
     with found as file:
         try:
+            schema = file.schema_arrow
+            header = Header.from_dict(json.loads((schema.metadata or {}).get(META, b"{}"))) or Header()
+            if len(schema.names) < len(OWN):
+                return
+            inputs = wanted.inputs(schema.names[: -len(OWN)])
+            needed = {*wanted.own, "version", "purpose", *(["time"] if window.bounded else [])}
+            told = zip(OWN, schema.names[-len(OWN) :], strict=True)
+            own = {label: name for label, name in told if label in needed}
+            names = [*inputs, *own.values()]
+            fields = pa.schema([schema.field(name) for name in names])
+            groups = window.row_groups(file, file.metadata.num_columns - 2)
             # Arrow's own threads make a short-lived process abort at its exit now and then.
-            table = file.read(use_threads=False)
-            header = Header.from_dict(json.loads((table.schema.metadata or {}).get(META, b"{}"))) or Header()
+            for read in file.iter_batches(batch, groups, names, use_threads=False) if groups else ():
+                # A name with a dot may have brought others along.
+                table = pa.Table.from_arrays([read.column(name) for name in names], schema=fields)
+                version = table.column(own["version"])[0].as_py()
+                if (rows := window.keep(Rows(version, header, table, own), wanted)) is not None:
+                    yield rows
         except (pa.ArrowException, OSError, ValueError):
             return
-    if table.num_columns >= len(OWN) and table.num_rows:
-        yield _Part(table.column(table.num_columns - 3)[0].as_py(), header, with_purpose(table))
 
 
-def _window(part: _Part, start: float | None, end: float | None, purpose: str) -> _Part | None:
-    import pyarrow.compute as pc
-
-    table = part.table
-    keep = pc.equal(table.column(table.num_columns - 1), purpose).to_numpy()
-    if start is not None or end is not None:
-        times = moments(table) / 1e6
-        keep &= (times >= (start if start is not None else -np.inf)) & (times < (end if end is not None else np.inf))
-    if keep.all():
-        return part
-    return _Part(part.version, part.header, table.filter(keep)) if keep.any() else None
-
-
-def _alike(parts: list[_Part], signature: Signature | None) -> Iterator[tuple[Header, list[_Part]]]:
+def alike_in(parts: Iterable[Rows], signature: Signature | None) -> Iterator[tuple[Header, list[Rows]]]:
     """The parts of one version by their columns, each with what is known about these."""
     fallback = Header(tuple(logged_columns(signature.columns)), signature.outputs) if signature else Header()
-    groups: dict[tuple[str, ...], list[_Part]] = {}
+    groups: dict[tuple[str, ...], list[Rows]] = {}
     for part in parts:
         groups.setdefault(tuple(part.table.column_names), []).append(part)
     for alike in groups.values():

@@ -6,6 +6,7 @@ import base64
 import gzip
 import hashlib
 import html
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ _STYLE = """<style>
 .jp-OutputArea:has(.nbdeploy-static) .jp-OutputArea-output.jupyter-widgets{display:none}
 .nbdeploy-static{font-size:13px;color:var(--jp-content-font-color1,inherit);overflow-x:auto}
 .nbdeploy-static p{margin:6px 0}
+.nbdeploy-static ul{margin:6px 0;padding-left:20px}
 .nbdeploy-static table{border-collapse:collapse;margin:0}
 .nbdeploy-static th,.nbdeploy-static td{text-align:left!important;padding:4px 10px 4px 8px;white-space:nowrap;
 border-bottom:1px solid var(--jp-border-color2,rgba(128,128,128,.35))}
@@ -183,14 +185,39 @@ def verdict_table(
     head: Sequence[str],
     rows: Sequence[Sequence[str]],
     *,
+    notes: Sequence[str] = (),
     more: str = "",
+    below: tuple[str, Sequence[str], Sequence[Sequence[str]]] | None = None,
     link: Path | None = None,
     plain: bool = False,
 ) -> str:
     """Render a line of text, a table and a link to a page; all of it plain text, escaped here.
 
-    The second cell of a row is its verdict, unless the table is `plain`.
+    Parameters
+    ----------
+    notes : sequence of str
+        Sentences above the table. What stands in backticks at the beginning of one is set as code.
+    more : str
+        A line below the table.
+    below : tuple, optional
+        The title, the head and the rows of a second table.
+    plain : bool
+        Whether the second cell of a row is no verdict.
     """
+    parts = [f"<p><b>{html.escape(summary)}</b></p>"] if summary else []
+    if notes:
+        parts.append(f"<ul>{''.join(f'<li>{_note(note)}</li>' for note in notes)}</ul>")
+    parts.append(_table(head, rows, plain=plain))
+    if more:
+        parts.append(f"<p>{html.escape(more)}</p>")
+    if below:
+        parts.append(f"<p><b>{html.escape(below[0])}</b></p>{_table(*below[1:])}")
+    if link:
+        parts.append(f"<p>Full report: {link_to(link)}</p>")
+    return f'{_STYLE}<div class="nbdeploy-static">{"".join(parts)}</div>'
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, plain: bool = False) -> str:
     heads = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     lines = "".join(
         f'<tr class="{"plain" if plain else _TONES.get(row[1], "none")}">'
@@ -198,13 +225,11 @@ def verdict_table(
         + "</tr>"
         for row in rows
     )
-    parts = [f"<p><b>{html.escape(summary)}</b></p>"] if summary else []
-    parts.append(f"<table><tr>{heads}</tr>{lines}</table>")
-    if more:
-        parts.append(f"<p>{html.escape(more)}</p>")
-    if link:
-        parts.append(f"<p>Full report: {link_to(link)}</p>")
-    return f'{_STYLE}<div class="nbdeploy-static">{"".join(parts)}</div>'
+    return f"<table><tr>{heads}</tr>{lines}</table>"
+
+
+def _note(text: str) -> str:
+    return re.sub(r"^`([^`]*)`", r"<code>\1</code>", html.escape(text))
 
 
 def link_to(path: Path) -> str:
