@@ -38,6 +38,7 @@ def measure(
     name: str,
     version: str,
     since: str = "",
+    until: str = "",
     html_path: Path | None = None,
     max_rows: int = 50_000,
     seed: int = 0,
@@ -58,7 +59,7 @@ def measure(
     reference, current : DataFrame or Side
         What the model learned from, and what it was asked: all rows, or a sample of them and what is known of all.
         Predictions may be a column like any other.
-    name, version, since : str
+    name, version, since, until : str
         What the report says it is about.
     html_path : Path, optional
         Where to write Evidently's whole report.
@@ -113,6 +114,7 @@ def measure(
         created=datetime.now(timezone.utc),
         against=against,
         changes=_changes(pairs, found, sides, reasons, told),
+        until=until,
         groups=groups,
         by="" if by is None else str(by),
         compared=min(max_rows, *(len(side.frame) for side in sides if side.sampled or len(side.frame) > max_rows))
@@ -197,7 +199,8 @@ def _groups(
         parts = [
             frame[(group == label).to_numpy()].drop(columns=[by]) for frame, group in zip(few, labels, strict=True)
         ]
-        group_sides = Side.of(parts[0]), Side.of(parts[1])
+        made_of = [Side(part, len(part), partial=side.partial) for part, side in zip(parts, sides, strict=True)]
+        group_sides = made_of[0], made_of[1]
         if columns is not None:
             group_sides = _chosen(group_sides, columns)
         pairs, reasons = pair_up(*group_sides, max_rows=max_rows, seed=seed)
