@@ -272,7 +272,7 @@ def _known(name: str, metric: Any, sides: Sides) -> str:
 
 def _incomparable(sides: Sides) -> dict[str, str]:
     """Why Evidently finds no drift in a column, where that is known before it is asked."""
-    reasons = dict.fromkeys(sides.of("moment"), "not compared: dates")
+    reasons = dict.fromkeys(sides.of("moment"), "dates, which nbdeploy.drift compares")
     for side, words in ((sides.current, "in the window"), (sides.reference, "in the reference")):
         if side is not None:
             reasons |= {label: f"not compared: no values {words}" for label in side if not side[label].notna().any()}

@@ -149,9 +149,10 @@ def prepare(
 ) -> Sides:
     """Both sides as `Sides`: at most `max_rows` of each, the same ones for the same seed.
 
-    What a column is, is seen from its values where `kinds` does not say. With `by_distribution` whole numbers with few values are categories, as Evidently compares them.
+    `reference` has the columns of `current`. What a column is, is seen from its values where `kinds` does not say. With `by_distribution` whole numbers with few values are categories, as Evidently compares them.
     """
     told = dict(left_out or {})
+    reference = None if reference is None else reference[[*current.columns]]
     sides = [_picked(current, max_rows, seed), None if reference is None else _picked(reference, max_rows, seed + 1)]
     made: list[list[pd.Series]] = [[], []]
     columns, known = [], {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,6 +14,7 @@ from nbdeploy import (
     evidently_report,
     evidently_workspace,
     label_log,
+    log_sample,
     model_store,
     notebook_run,
     prediction_log,
@@ -29,6 +30,7 @@ from nbdeploy.model_store import ModelVersion
 from nbdeploy.notebook_run import Executed
 from nbdeploy.report_frames import Sides
 from nbdeploy.report_result import WindowReport
+from nbdeploy.signature import Signature
 
 
 def report(
@@ -107,10 +109,12 @@ def report(
     asked = [_metric(metric) for metric in ([metrics] if isinstance(metrics, str) else metrics)]
     preset = preset or ("" if asked else "quality")
     task = preset if preset in ("classification", "regression") else evidently_report.needs_labels(asked)
-    current, reference, left_out = _sides(subject, since, until, labelled=bool(task))
+    current, rows, learned, left_out = _sides(subject, (since, until), max_rows, labelled=bool(task))
+    reference: pd.DataFrame | None = learned
     judged = None
     if task:
-        current, reference, judged = report_labels.judged(subject, task, current, reference)
+        current, reference, judged = report_labels.judged(subject, task, current, learned)
+        rows = len(current)
     kinds = {} if judged is None else judged.kinds
     sides = report_frames.prepare(
         current, reference, max_rows=max_rows, left_out=left_out, kinds=kinds, by_distribution=preset == "drift"
@@ -121,8 +125,8 @@ def report(
     found = evidently_report.evaluate(sides, preset, asked, judged)
     made = WindowReport(
         deployment=name, version=subject.version, preset=preset or "metrics",
-        since=_words(since), until=_words(until), rows_current=len(current),
-        rows_reference=0 if reference is None else len(reference), sampled=sides.sampled, columns=found.sides.facts(),
+        since=_words(since), until=_words(until), rows_current=rows,
+        rows_reference=0 if reference is None else len(reference), sampled=sides.sampled or len(current) < rows, columns=found.sides.facts(),
         metrics=found.metrics, tests=found.tests, left_out=found.sides.left_out, html_path=None, workspace=None,
         created=datetime.now(timezone.utc),
     )  # fmt: skip
@@ -194,39 +198,64 @@ def _fits(subject: ModelVersion, preset: str, sides: Sides) -> None:
 
 
 def _sides(
-    subject: ModelVersion, since: Any, until: Any, *, labelled: bool
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
-    """The window and the training sample, without what is private; with labels as the last column if asked for."""
-    name, signature = subject.name, subject.signature
-    labels = label_log.read(name) if labelled else None
-    log = prediction_log.read(
-        name, lambda version: signature if version == subject.version else None, since, until, labels,
-        version=subject.version, proba=labelled,
-    )  # fmt: skip
-    if not len(log):
-        window = (f" since {since}" if since is not None else "") + (f" until {until}" if until is not None else "")
-        msg = f"{subject.tag} has answered no request{window}"
-        raise ReportError(msg, f"Ask it something first: nbdeploy.predict({name!r}, X_new).")
-    logged = [column.name for column in signature.logged]
+    subject: ModelVersion, window: tuple[Any, Any], max_rows: int, *, labelled: bool
+) -> tuple[pd.DataFrame, int, pd.DataFrame, dict[str, str]]:
+    """The window, how many rows it has, and the training sample, without what is private.
+
+    Of a window with more than `max_rows` rows there is a sample, unless it is about labels, which few rows may have; then
+    the log's labels and probabilities are columns too.
+    """
+    signature = subject.signature
     shown = [column for column in signature.columns if not column.private and not column.shape]
-    left_out = {column.name: "private" for column in signature.columns if column.private}
-    left_out |= {
-        column.name: "an array in each row" for column in signature.columns if column.shape and not column.private
-    }
     names = [column.name for column in shown]
-    answer = prediction_log.own_column("prediction", logged)
-    current = log[names]
-    reference = subject.reference[[column.label for column in shown]].set_axis(names, axis=1)
-    expected = subject.expected
-    if PREDICTION in expected and pd.api.types.is_scalar(expected[PREDICTION].iloc[0]):
-        current = current.assign(**{answer: log[answer]})
-        reference = reference.assign(**{answer: expected[PREDICTION].to_numpy()})
-    else:
-        left_out[answer] = "an answer of several values"
+    left_out = {
+        column.name: "private" if column.private else "an array in each row"
+        for column in signature.columns
+        if column not in shown
+    }
+    logged = [column.name for column in signature.logged]
+    own = {word: prediction_log.own_column(word, logged) for word in ("prediction", "probabilities", "label")}
     if labelled:
-        own = [prediction_log.own_column(word, logged) for word in ("probabilities", "label")]
-        current = current.assign(**{word: log[word] for word in own})
-    return current.reset_index(drop=True), reference.reset_index(drop=True), left_out
+        log = prediction_log.read(
+            subject.name,
+            _signature_of(subject),
+            *window,
+            label_log.read(subject.name),
+            version=subject.version,
+            proba=True,
+        )
+        rows, current = len(log), log[[*names, own["probabilities"], own["label"]]] if len(log) else log
+        answers = log[own["prediction"]] if len(log) else log
+    else:
+        sample = log_sample.take(
+            subject.name, _signature_of(subject), max_rows, columns=names, own=["prediction"], since=window[0],
+            until=window[1], version=subject.version, count=False,
+        )  # fmt: skip
+        rows, current = sample.rows, sample.inputs
+        answers = pd.Series(sample.predictions, index=current.index)
+    if not rows:
+        raise _unasked(subject, window)
+    expected = subject.expected
+    reference = subject.reference[[column.label for column in shown]].set_axis(names, axis=1)
+    if PREDICTION in expected and pd.api.types.is_scalar(expected[PREDICTION].iloc[0]):
+        current = current.assign(**{own["prediction"]: answers})
+        reference = reference.assign(**{own["prediction"]: expected[PREDICTION].to_numpy()})
+    else:
+        left_out[own["prediction"]] = "an answer of several values"
+    order = [*names, *(each for each in current.columns if each not in names)]
+    return current[order].reset_index(drop=True), rows, reference.reset_index(drop=True), left_out
+
+
+def _signature_of(subject: ModelVersion) -> Callable[[str], Signature | None]:
+    return lambda version: subject.signature if version == subject.version else None
+
+
+def _unasked(subject: ModelVersion, window: tuple[Any, Any]) -> ReportError:
+    words = "".join(
+        f" {word} {when}" for word, when in zip(("since", "until"), window, strict=True) if when is not None
+    )
+    msg = f"{subject.tag} has answered no request{words}"
+    return ReportError(msg, f"Ask it something first: nbdeploy.predict({subject.name!r}, X_new).")
 
 
 def _words(when: Any) -> str:
