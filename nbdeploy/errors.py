@@ -10,7 +10,10 @@ NbdeployError
 │   └── PortBusy     the wished port belongs to somebody else
 ├── ReleaseError     a change of traffic that is refused, or that a version prevents
 ├── GateError        a gate that could not be run (a failed gate is a value, not an error)
+├── NotebookError    another notebook that could not be run (one that raises is a value, too)
+├── RetrainError     a retraining that cannot begin, or made no version
 ├── CompareError     two versions of which nothing can be said
+├── ReportError      a report that does not fit the deployment, its task or its log
 ├── QualityError     answers of which nobody can say how good they were
 ├── AlertError       a rule or a target of alerts that cannot be used
 │   └── RuleError        a rule that does not parse; it shows the spot
@@ -106,8 +109,20 @@ class GateError(NbdeployError):
     """A gate could not be run at all."""
 
 
+class NotebookError(NbdeployError):
+    """A notebook that is no gate could not be run at all."""
+
+
+class RetrainError(NbdeployError):
+    """A retraining cannot begin, or its notebook made no version. What it made, if anything, gets no traffic."""
+
+
 class CompareError(NbdeployError):
     """Of two versions nothing can be said."""
+
+
+class ReportError(NbdeployError):
+    """A report does not fit the deployment, its task or its log."""
 
 
 class QualityError(NbdeployError):

@@ -18,6 +18,7 @@ from nbdeploy import (
     model_store,
     notebook_source,
     prediction_log,
+    provenance,
     rehearsal,
     routing,
     version_file,
@@ -177,7 +178,8 @@ def deploy(
     """Save a model and serve it: `save` and `serve` in one go, with one process start for both.
 
     Where `name` is live already, the new version is saved as a candidate and live traffic stays with
-    the version that has it. The parameters are those of `save` and `serve`.
+    the version that has it. The parameters are those of `save` and `serve`. In the notebook of a `retrain` nothing is
+    started: what is saved is judged first, and it is that version which is returned.
 
     Parameters
     ----------
@@ -196,6 +198,12 @@ def deploy(
     check_name(name)
     chosen = ServeOptions.chosen(options)
     saved_as = Options(format, private, tolerance, metrics or {}, requirements, clean_env, unbatched)
+    if provenance.retraining() and deployment.find(name) is None:
+        saved: Any = save(
+            model, name, X, y, format=format, private=private, metrics=metrics, requirements=requirements,
+            clean_env=clean_env, tolerance=tolerance, unbatched=unbatched, progress=progress,
+        )  # fmt: skip
+        return saved  # type: ignore[no-any-return]  # a version, as no deployment is there
     with lock("serve", name):
         running = deployment.find(name)
         if running is None:
