@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -64,6 +64,8 @@ class Side:
         By column, how many of all rows have a value.
     more : callable, optional
         A larger sample of a column, for a verdict that `frame` cannot settle.
+    partial : collection
+        Columns of which it says nothing that a value is missing: labels may still come.
     """
 
     frame: pd.DataFrame
@@ -71,6 +73,7 @@ class Side:
     counts: Mapping[Hashable, pd.Series] = field(default_factory=dict)
     present: Mapping[Hashable, int] = field(default_factory=dict)
     more: Callable[[Hashable], pd.Series] | None = None
+    partial: Collection[Hashable] = ()
 
     @classmethod
     def of(cls, side: pd.DataFrame | Side) -> Side:
@@ -84,6 +87,9 @@ class Side:
 
     def column(self, name: Hashable) -> Held:
         values, more = self.frame[name], self.more
+        if name in self.partial:
+            there = int(values.count())
+            return Held(values.dropna(), there, there)
         present = self.present.get(name)
         return Held(
             values,
@@ -174,7 +180,10 @@ def pair_up(reference: Side, current: Side, *, max_rows: int, seed: int) -> tupl
             reasons[column] = "not compared: not in the reference"
         else:
             try:
-                made = _pair(column, label, (reference.column(column), current.column(column)), picks)
+                sides = reference.column(column), current.column(column)
+                chosen = tuple(pick if len(side.cells) == len(whole.frame) else _sample(len(side.cells), max_rows, seed)
+                               for side, whole, pick in zip(sides, (reference, current), picks, strict=True))  # fmt: skip
+                made = _pair(column, label, sides, chosen)
             except Exception as error:  # noqa: BLE001 - one odd column must not cost the others their verdict
                 made = f"not compared: {type(error).__name__} while reading it"
             if isinstance(made, str):

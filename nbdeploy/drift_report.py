@@ -38,6 +38,7 @@ def measure(
     name: str,
     version: str,
     since: str = "",
+    until: str = "",
     html_path: Path | None = None,
     max_rows: int = 50_000,
     seed: int = 0,
@@ -58,7 +59,7 @@ def measure(
     reference, current : DataFrame or Side
         What the model learned from, and what it was asked: all rows, or a sample of them and what is known of all.
         Predictions may be a column like any other.
-    name, version, since : str
+    name, version, since, until : str
         What the report says it is about.
     html_path : Path, optional
         Where to write Evidently's whole report.
@@ -89,7 +90,7 @@ def measure(
     sides = Side.of(reference), Side.of(current)
     _check(sides, name, version, since)
     told = seen or Seen()
-    with _quiet():
+    with quiet():
         groups = _groups(sides, by, columns, max_rows=max_rows, seed=seed, seen=told) if by is not None else {}
         if columns is not None:
             sides = _chosen(sides, columns)
@@ -113,6 +114,7 @@ def measure(
         created=datetime.now(timezone.utc),
         against=against,
         changes=_changes(pairs, found, sides, reasons, told),
+        until=until,
         groups=groups,
         by="" if by is None else str(by),
         compared=min(max_rows, *(len(side.frame) for side in sides if side.sampled or len(side.frame) > max_rows))
@@ -197,7 +199,8 @@ def _groups(
         parts = [
             frame[(group == label).to_numpy()].drop(columns=[by]) for frame, group in zip(few, labels, strict=True)
         ]
-        group_sides = Side.of(parts[0]), Side.of(parts[1])
+        made_of = [Side(part, len(part), partial=side.partial) for part, side in zip(parts, sides, strict=True)]
+        group_sides = made_of[0], made_of[1]
         if columns is not None:
             group_sides = _chosen(group_sides, columns)
         pairs, reasons = pair_up(*group_sides, max_rows=max_rows, seed=seed)
@@ -344,7 +347,7 @@ def _publish(report: DriftReport, page: str) -> DriftReport:
     note = visible(" ".join([f"{report.summary}.", *report.changes[:3], report.sampling]))
     if max(report.rows_reference, report.rows_current) > PLOTTED_ROWS:
         note = f"{note} Plots show up to {PLOTTED_ROWS:,} rows of each side."
-    sealed = report_view.seal(_defused(page), title=title, note=note)
+    sealed = report_view.seal(defused(page), title=title, note=note)
     if report.html_path:
         try:
             home.private_folder(report.html_path.parent)
@@ -352,11 +355,11 @@ def _publish(report: DriftReport, page: str) -> DriftReport:
         except (OSError, NbdeployError) as error:
             msg = f"{report.html_path} cannot be written: {getattr(error, 'strerror', '') or error}"
             raise DriftError(msg) from error
-    bundle = _bundle()
+    bundle = library()
     return replace(report, page=report_view.pack(sealed, bundle), bundle=bundle)
 
 
-def _defused(page: str) -> str:
+def defused(page: str) -> str:
     """Escape what could end the script that holds a page's data: JSON reads the same without a single ``<``."""
     start = page.index("<script>") + len("<script>")
     # The data comes before the element that the report is drawn in, whatever the data says.
@@ -364,14 +367,15 @@ def _defused(page: str) -> str:
     return page[:start] + page[start:end].replace("<", "\\u003c") + page[end:]
 
 
-def _bundle() -> report_view.Bundle:
+def library() -> report_view.Bundle:
+    """The JavaScript that is the same in every page of Evidently's."""
     import evidently
 
     return report_view.Bundle(Path(evidently.__path__[0], "nbextension", "static", "index.js"))
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """A while without warnings from Evidently's arithmetic, without side effects, and without garbage collection.
 
     Evidently's text test seeds NumPy's global random state; the user's is put back. Its plots make a million

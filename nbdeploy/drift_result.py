@@ -28,7 +28,7 @@ class DriftReport:
 
     Attributes
     ----------
-    deployment, version, since : str
+    deployment, version, since, until : str
         What was compared.
     rows_reference, rows_current : int
         Rows on each side, before sampling.
@@ -76,6 +76,7 @@ class DriftReport:
     groups: Mapping[str, Group] = field(default_factory=dict)
     by: str = ""
     compared: int = 0
+    until: str = ""
     page: bytes = field(default=b"", repr=False)  # what the live view shows, compressed, without the bundle
     bundle: report_view.Bundle | None = field(default=None, repr=False)
 
@@ -90,7 +91,7 @@ class DriftReport:
     def summary(self) -> str:
         """One line of plain text."""
         judged = self.columns["drifted"].dropna()
-        window = f" since {self.since}" if self.since else ""
+        window = "".join(f" {word} {at}" for word, at in (("since", self.since), ("until", self.until)) if at)
         if len(judged):
             overall = f"{self.verdict} overall, {int(judged.sum())} of {len(judged)} columns drifted"
             found = f"{overall} (it takes {self.drift_share:.0%})"
@@ -125,6 +126,7 @@ class DriftReport:
             "deployment": self.deployment,
             "version": self.version,
             "since": self.since,
+            "until": self.until,
             "rows_reference": self.rows_reference,
             "rows_current": self.rows_current,
             "sampled": self.sampled,

@@ -22,9 +22,22 @@ _SURE = 4.0  # standard errors from which a share is not by chance: hundreds of 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the reference is called in a sentence: ``the model has seen`` only January."""
+    """What the reference is called in a sentence: ``the model has seen`` only January.
+
+    Attributes
+    ----------
+    phrase : str
+    answers : str
+        The same of `column`, which holds what the model said and not what it saw.
+    column : str
+    """
 
     phrase: str = "the model has seen"
+    answers: str = "it said in training"
+    column: str = ""
+
+    def of(self, column: Hashable) -> str:
+        return self.answers if self.column and column == self.column else self.phrase
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ def change_of(pair: Pair, *, drifted: bool, effect: float, seen: Seen) -> Change
     """
     told = [*_missing(pair)]
     describe = {"num": _numbers, "cat": _categories, "text": _texts}[pair.kind]
-    told += describe(pair, seen, drifted=drifted)
+    told += describe(pair, seen.of(pair.column), drifted=drifted)
     told = sorted((fact for fact in told if fact[0] > 0), key=lambda fact: -fact[0])[:2]
     if not told and drifted:
         told = [(abs(effect), "its values are distributed otherwise")]
@@ -86,18 +99,18 @@ def _surely(before: float, now: float, rows: Sequence[int]) -> bool:
 # -- numbers and moments ------------------------------------------------------------------------------------
 
 
-def _numbers(pair: Pair, seen: Seen, *, drifted: bool) -> list[Fact]:
+def _numbers(pair: Pair, seen: str, *, drifted: bool) -> list[Fact]:
     before, now = (side.dropna().to_numpy() for side in pair.sample)
     say = _SAID[pair.unit]
     (low, high), facts = (before.min(), before.max()), []
     outside = float(((now < low) | (now > high)).mean())
     span = f"{say(low)} to {say(high)}" if low != high else f"only {say(low)}"
     if now.min() == now.max() and low != high:
-        return [(1.0 - float((before == now[0]).mean()), f"all {say(now[0])}; {seen.phrase} {span}")]
+        return [(1.0 - float((before == now[0]).mean()), f"all {say(now[0])}; {seen} {span}")]
     if outside > 0.5:
-        return [(1.0, f"{say(now.min())} to {say(now.max())}; {seen.phrase} {span}")]
+        return [(1.0, f"{say(now.min())} to {say(now.max())}; {seen} {span}")]
     if outside >= _NOTABLE and outside > 4 / max(len(before), 1):
-        facts.append((outside, f"{_share(outside)} of the values outside of what {seen.phrase} ({span})"))
+        facts.append((outside, f"{_share(outside)} of the values outside of what {seen} ({span})"))
     if not drifted:
         return facts
     centre = [float(np.median(side)) for side in (before, now)]
@@ -164,7 +177,7 @@ def _distance(size: float, unit: str) -> str:
 # -- categories ---------------------------------------------------------------------------------------------
 
 
-def _categories(pair: Pair, seen: Seen, *, drifted: bool) -> list[Fact]:
+def _categories(pair: Pair, seen: str, *, drifted: bool) -> list[Fact]:
     assert pair.tally is not None
     before, now = pair.tally()
     rows = int(before.sum()), int(now.sum())
@@ -174,7 +187,7 @@ def _categories(pair: Pair, seen: Seen, *, drifted: bool) -> list[Fact]:
     fresh = float(new.sum())
     notable = fresh >= _NOTABLE and _surely(0.0, fresh, rows)
     had = [named[str(label)] for label in before[before > 0].sort_values(ascending=False, kind="stable").index]
-    only = f"{seen.phrase} {_only(had)}"
+    only = f"{seen} {_only(had)}"
     there = now[now > 0]
     if len(there) == 1 and (drifted or notable):
         label = there.index[0]
@@ -239,7 +252,7 @@ def _share(share: float) -> str:
 # -- texts --------------------------------------------------------------------------------------------------
 
 
-def _texts(pair: Pair, _seen: Seen, *, drifted: bool) -> list[Fact]:
+def _texts(pair: Pair, _seen: str, *, drifted: bool) -> list[Fact]:
     if not drifted:
         return []
     length: list[Any] = [side.dropna().str.len() for side in pair.sample]

@@ -31,7 +31,7 @@ def drift(name: str, version: str, since: str) -> dict[str, Any]:
     from nbdeploy import drift_report, watching
 
     reference, current = watching.sides(name, version, since)
-    report = drift_report.measure(reference, current, name=name, version=version, since=since)
+    report = drift_report.measure(reference, current, name=name, version=version, since=since, page=False)
     if report.verdict == "no verdict":
         return {"score": None, "error": "no column can be judged"}
     return {"score": report.share}

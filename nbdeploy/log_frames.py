@@ -31,7 +31,7 @@ def frame_of(
     names = tables[0].column_names
     inputs = names[: -len(OWN)]
     own = dict(zip(OWN, names[-len(OWN) :], strict=True))
-    data: dict[Any, Any] = {name: _series(header.column(name), [table.field(name) for table in tables],
+    data: dict[Any, Any] = {name: series_of(header.column(name), [table.field(name) for table in tables],
                                           [table.column(name) for table in tables]) for name in inputs}  # fmt: skip
     frame = pd.DataFrame(data)
     ids = [value for table in tables for value in table.column(own["prediction_id"]).to_pylist()]
@@ -55,7 +55,7 @@ def moments(table: pa.Table) -> Any:
     return table.column(table.num_columns - 2).combine_chunks().to_numpy(zero_copy_only=False).astype("int64")
 
 
-def _series(column: Column | None, told: Sequence[pa.Field], arrays: Sequence[Any]) -> pd.Series:
+def series_of(column: Column | None, told: Sequence[pa.Field], arrays: Sequence[Any]) -> pd.Series:
     """The training data's cells, dtype for dtype; plain objects where the values are not what the column says."""
     import pyarrow as pa
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from nbdeploy import deployment, label_log, model_store, prediction_log, routing
-from nbdeploy.answers import PREDICTION
-from nbdeploy.errors import DriftError, InputError, NotFound
-from nbdeploy.home import reports_folder
+from nbdeploy import deployment, drift_windows, label_log, model_store, prediction_log, routing
+from nbdeploy.errors import InputError, NotFound
 from nbdeploy.label_log import Labelled
 from nbdeploy.signature import Signature
 
@@ -113,47 +110,60 @@ def drift(
     since: Any = None,
     *,
     until: Any = None,
-    max_rows: int = 50_000,
+    against: Any = "reference",
+    columns: Collection[Any] | str | None = None,
+    by: Any = None,
+    max_rows: int = drift_windows.MAX_ROWS,
     html_path: Path | None = None,
     page: bool = True,
 ) -> DriftReport:
-    """Compare what a deployment was asked with what its version learned from.
+    """Compare what a deployment was asked, answered and found true with what its live version learned from.
+
+    The log is read once, of it the columns and the days that are asked for. Numbers are compared on a sample of it, categories
+    on all rows; the report says how far the sample may be off. See docs/drift.md.
 
     Parameters
     ----------
     since, until : str, datetime or timedelta, optional
         The window of the log; all of it by default.
+    against : str or pair
+        ``"reference"``: the sample of training data that is stored with the live version. ``"v2"``: what that version was asked
+        and answered in the same window, as a candidate or as a shadow. ``"v2:reference"``: what it learned from.
+        ``"14d..7d"`` or ``("14d", "7d")``: another window of the log.
+    columns : list of str, optional
+        These alone are compared, and read. All by default.
+    by : str, optional
+        A column whose 12 most frequent values get verdicts of their own, in ``.groups``.
     max_rows : int
-        Rows per side that Evidently sees, a reproducible sample.
+        Rows per side of which numbers and texts are compared, a reproducible sample.
     html_path : Path, optional
         Where Evidently's whole report goes; by default ``nbdeploy-reports/NAME/`` in the working directory.
     page : bool
-        False gives the verdicts alone: nothing is rendered, and no file is written.
+        Make that report. Without it there are verdicts and sentences, in a fraction of the time, and no file.
 
     Raises
     ------
     DriftError
-        Nothing was asked in that window.
+        Nothing was asked in that window, `against` is none of these, or a column is unknown.
     NotFound
     """
     must_be_known(name)
-    if max_rows < 1:
-        msg = f"a report on {max_rows} rows has nothing to compare"
-        raise DriftError(msg, "Give max_rows=1 or more.")
     version = model_store.get(name, live_version(name)).version
-    reference, current = sides(name, version, since, until)
-    from nbdeploy import drift_report
-
-    if html_path is None and page:
-        html_path = reports_folder(name) / f"drift-{version}-{datetime.now(timezone.utc):%Y%m%dT%H%M%S}.html"
-    return drift_report.measure(
-        reference, current, name=name, version=version, since="" if since is None else str(since),
-        html_path=Path(html_path) if html_path is not None and page else None, max_rows=max_rows,
+    return drift_windows.drift(
+        name, version, _signatures(name), since=since, until=until, against=against, columns=columns, by=by,
+        max_rows=max_rows, html_path=html_path, page=page,
     )  # fmt: skip
 
 
-def sides(name: str, version: str, since: Any = None, until: Any = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def sides(
+    name: str, version: str, since: Any = None, until: Any = None, *, max_rows: int = drift_windows.MAX_ROWS
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What `version` learned from, and what it was asked in a window of the log: the columns that can be compared.
+
+    Parameters
+    ----------
+    max_rows : int
+        Of the window, a reproducible sample.
 
     Raises
     ------
@@ -161,31 +171,10 @@ def sides(name: str, version: str, since: Any = None, until: Any = None) -> tupl
         Nothing was asked in that window, or no column can be compared.
     NotFound
     """
-    subject = model_store.get(name, version)
-    log = prediction_log.read(name, _signatures(name), since, until)
-    signature = subject.signature
-    logged = [column.name for column in signature.logged]
-    version_column = prediction_log.own_column("version", logged)
-    log = log[log[version_column] == version] if len(log) else log
-    if not len(log):
-        window = f" since {since}" if since is not None else ""
-        msg = f"{name}:{version} has answered no request{window}"
-        raise DriftError(msg, f"Ask it something first: nbdeploy.predict({name!r}, X_new).")
-    # What is private is not in the log, or as hashes; arrays have no distribution to compare.
-    compared = [column for column in signature.columns if not column.private and not column.shape]
-    labels = [column.label for column in compared]
-    answer = prediction_log.own_column("prediction", logged)
-    whole, expected = subject.reference, subject.expected
-    reference = whole[labels]
-    current = log[[column.name for column in compared]].set_axis(labels, axis=1)
-    single = PREDICTION in expected and pd.api.types.is_scalar(expected[PREDICTION].iloc[0])
-    if single and log[answer].notna().all():
-        reference = reference.assign(**{answer: expected[PREDICTION]})
-        current = current.assign(**{answer: log[answer].astype(expected[PREDICTION].dtype)})
-    if not len(reference.columns):
-        msg = f"{name}:{version} has no column that can be compared: its inputs are arrays or private"
-        raise DriftError(msg, "See its predictions: nbdeploy.predictions(...).")
-    return reference, current
+    found = drift_windows.Windows(name, version, _signatures(name), max_rows)
+    chosen = [*found.inputs, found.answer]
+    reference, current = found.sides(since, until, drift_windows.Against(version), chosen)
+    return reference.frame, current.frame
 
 
 def must_be_known(name: str) -> None:

@@ -115,7 +115,7 @@ def test_different_values_stay_different_and_the_verdict_is_that_of_harmless_one
 def test_a_value_that_ends_a_script_could_not_though_it_were_not_inert():
     page = '<script>\nvar x = {"a": "</script><script>1"};\n</script></head><body><div id="root_x"></div>'
 
-    assert drift_report._defused(page).count("</script>") == 1
+    assert drift_report.defused(page).count("</script>") == 1
 
 
 def test_no_markup_of_the_data_is_in_the_notebook_or_the_page(hostile):

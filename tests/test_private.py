@@ -260,5 +260,5 @@ def test_drift_finds_the_logs_own_columns_though_a_private_one_has_their_name(ho
     nbdeploy.drift("named")
 
     ((reference, current),) = measured
-    assert list(reference) == list(current)
-    assert current["x"].tolist() == [1.5]
+    assert list(reference.frame) == list(current.frame)
+    assert current.frame["x"].tolist() == [1.5]
