@@ -271,7 +271,21 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(entry, dict) or not isinstance(entry.get("labels"), dict):
         return None
-    return None if not isinstance(entry.get("time"), (int, float)) or any(label_problems(entry["labels"])) else entry
+    if not isinstance(entry.get("time"), (int, float)):
+        return None
+    return entry if _are_plain(entry["labels"]) or not any(label_problems(entry["labels"])) else None
+
+
+def _are_plain(labels: Mapping[str, Any]) -> bool:
+    """Whether these labels, which were JSON, are all such as one sees at once; of others nothing is said."""
+    if not {*map(type, labels.values())} <= _PLAIN:
+        return False
+    told = " ".join(labels) + " "
+    return told.count(" ") == len(labels) and _IDS.fullmatch(told) is not None
+
+
+_PLAIN = frozenset({bool, int, type(None)})
+_IDS = re.compile(rf"(?:{ID.pattern} )*", re.ASCII)
 
 
 # -- files --------------------------------------------------------------------------------------------------
