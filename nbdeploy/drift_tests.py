@@ -20,12 +20,17 @@ _ENOUGH = 20  # times the smaller side from which more rows of the other change 
 
 
 def warm() -> None:
-    """Import Evidently, which takes seconds; meant for a background thread."""
-    os.environ.setdefault("DO_NOT_TRACK", "1")  # Evidently's own switch for its telemetry
+    """Import Evidently, which takes seconds, without its warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import evidently.legacy.metrics
-        import evidently.legacy.report  # noqa: F401
+        load()
+
+
+def load() -> None:
+    """Import Evidently."""
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # Evidently's own switch for its telemetry
+    import evidently.legacy.metrics
+    import evidently.legacy.report  # noqa: F401
 
 
 def judged(pairs: dict[str, Pair]) -> dict[str, Verdict]:

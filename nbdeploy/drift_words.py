@@ -105,11 +105,11 @@ def _numbers(pair: Pair, seen: str, *, drifted: bool) -> list[Fact]:
     (low, high), facts = (before.min(), before.max()), []
     outside = float(((now < low) | (now > high)).mean())
     span = f"{say(low)} to {say(high)}" if low != high else f"only {say(low)}"
-    if now.min() == now.max() and low != high:
+    if now.min() == now.max() and not low == high == now[0]:
         return [(1.0 - float((before == now[0]).mean()), f"all {say(now[0])}; {seen} {span}")]
     if outside > 0.5:
         return [(1.0, f"{say(now.min())} to {say(now.max())}; {seen} {span}")]
-    if outside >= _NOTABLE and outside > 4 / max(len(before), 1):
+    if outside >= _NOTABLE and outside > 8 / max(len(before), 1):
         facts.append((outside, f"{_share(outside)} of the values outside of what {seen} ({span})"))
     if not drifted:
         return facts
@@ -198,7 +198,7 @@ def _categories(pair: Pair, seen: str, *, drifted: bool) -> list[Fact]:
     if notable:
         values = "a new value" if len(new) == 1 else f"{len(new):,} new values"
         if fresh > 0.999:
-            facts.append((1.0, f"{_list([named[str(v)] for v in new.index], len(new))}; {only}"))
+            facts.append((1.0, f"only {_list([named[str(v)] for v in new.index], len(new))}; {only}"))
             return facts
         facts.append(
             (fresh, f"{values} ({_list([named[str(v)] for v in new.index], len(new))}), {_share(fresh)} of the rows")
@@ -215,7 +215,8 @@ def _categories(pair: Pair, seen: str, *, drifted: bool) -> list[Fact]:
         moved = (shares[1] - shares[0])[common]
         label = moved.abs().idxmax()
         if abs(moved[label]) > 0:
-            both = f"{_share(float(shares[1][label]))} {named[str(label)]} instead of {_share(float(shares[0][label]))}"
+            now_in, before_in = (_share(float(side[label])) for side in (shares[1], shares[0]))
+            both = f"{named[str(label)]} in {now_in} of the rows instead of {before_in}"
             facts.append((abs(float(moved[label])), both))
     return facts
 
