@@ -15,6 +15,7 @@ from .errors import PortBusy as PortBusy
 from .errors import QualityError as QualityError
 from .errors import RehearsalError as RehearsalError
 from .errors import ReleaseError as ReleaseError
+from .errors import ReportError as ReportError
 from .errors import RetrainError as RetrainError
 from .errors import SaveError as SaveError
 from .errors import ServiceError as ServiceError
@@ -37,6 +38,8 @@ from .releases import history as history
 from .releases import promote as promote
 from .releases import rollback as rollback
 from .releases import traffic as traffic
+from .report_result import WindowReport as WindowReport
+from .reports import report as report
 from .retraining import retrain as retrain
 from .retraining_result import Retrained as Retrained
 from .routing import Traffic as Traffic

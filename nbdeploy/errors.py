@@ -13,6 +13,7 @@ NbdeployError
 ├── NotebookError    another notebook that could not be run (one that raises is a value, too)
 ├── RetrainError     a retraining that cannot begin, or made no version
 ├── CompareError     two versions of which nothing can be said
+├── ReportError      a report that does not fit the deployment, its task or its log
 ├── QualityError     answers of which nobody can say how good they were
 └── DriftError       nothing to compare
 """
@@ -115,6 +116,10 @@ class RetrainError(NbdeployError):
 
 class CompareError(NbdeployError):
     """Of two versions nothing can be said."""
+
+
+class ReportError(NbdeployError):
+    """A report does not fit the deployment, its task or its log."""
 
 
 class QualityError(NbdeployError):

@@ -208,6 +208,23 @@ VERBS: dict[str, Verb] = {
               Argument("--fail-on-drift", "exit with code 1 on drift", Kind.FLAG)),
              "drift flight-delay --since 24h", local=frozenset({"fail_on_drift"}),
              succeeded=lambda result, values: not (values.get("fail_on_drift") and result.drifted)),
+        Verb("report", "what a version was asked and answered, beside what it learned from, by Evidently",
+             (NAME,
+              Argument("--preset", "quality (without --metric the one there is), summary, classification, regression, "
+                       "text or drift"),
+              Argument("--metric", "a metric of Evidently's, ValueDrift:column=carrier say; repeatable", Kind.LIST, "metrics"),
+              SINCE, UNTIL,
+              Argument("--version", "for example v2; by default the live one", Kind.VERSION),
+              Argument("--max-rows", "rows per side that Evidently sees (50000)", Kind.WHOLE),
+              Argument("--html-path", "where the whole report goes; by default nbdeploy-reports/NAME/", Kind.FILE),
+              Argument("--workspace", "a folder that evidently ui --workspace shows, which gets it too", Kind.FILE),
+              Argument("--notebook", "run this notebook instead, and keep it and its page in a dated folder; "
+                       "drift_report.ipynb comes with nbdeploy", Kind.FILE),
+              Argument("--param", "a parameter of the notebook; repeatable", Kind.PAIR, "parameters", short="-p"),
+              Argument("--fail", "exit with code 1 when a test fails; a notebook that fails always does", Kind.FLAG)),
+             "report flight-delay --preset quality --since 24h", local=frozenset({"fail"}),
+             succeeded=lambda result, values: (
+                 bool(result.passed) or not (values.get("fail") or values.get("notebook") or values.get("parameters")))),
         Verb("predictions", "what was asked and answered, oldest first", (NAME, SINCE, UNTIL),
              "predictions flight-delay --since 1h"),
         Verb("label", "keep what turned out to be true of what was predicted",
