@@ -25,6 +25,7 @@ from nbdeploy import (
     watching,
 )
 from nbdeploy.errors import DriftError, InputError, NbdeployError, RetrainError
+from nbdeploy.progress import visible
 from nbdeploy.retraining_result import Retrained
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ def retrain(
         told = {"name": name, "target": rows.target, "since": since, "until": until}
         prepared = prepared.told({key: value for key, value in told.items() if value is not None})
         run = _Run(name, base, rows, prepared, {"since": _text(since), "until": _text(until)})
+        progress = progress and visible()  # a scheduler's log wants no bars
         with run.told_on_interrupt():
             executed, version = run.trained(progress)
             gate = run.judged(version, env=env, timeout=timeout, progress=progress)
