@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import nbformat
@@ -11,11 +12,13 @@ import papermill
 import pytest
 
 import nbdeploy
-from nbdeploy import gate_evidence, notebook_run
+from nbdeploy import gate_evidence, notebook_run, prediction_log, routing
+from nbdeploy.prediction_log import Entry, LogWriter
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 # In the test's own home, and as patient as a machine that does other things too.
 PARAMETERS = {"stage": "", "pace": 0.05, "slow_ms": 30_000.0}
+PAYLOAD = "</script><script>parent.document.title='x'</script><img src=x onerror=alert(1)>"
 LARGEST_OUTPUT, LARGEST_NOTEBOOK = 60_000, 600_000  # bytes
 
 
@@ -83,9 +86,24 @@ def test_the_story_of_a_retraining_keeps_what_it_says(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_a_report_on_a_log_with_nothing_in_it_says_so_and_is_no_failure(tmp_path, monkeypatch, flights, flight_model):
+def test_a_report_on_nothing_says_so_and_one_on_hostile_values_shows_them_as_text(
+    tmp_path, monkeypatch, flights, flight_model
+):
     monkeypatch.chdir(tmp_path)
-    nbdeploy.save(flight_model, "flight-delay", *flights, progress=False)
+    X, y = flights
+    columns = nbdeploy.save(flight_model, "flight-delay", X, y, progress=False).signature
+    routing.go_live("flight-delay", "v1", "test")
     report = notebook_run.report_notebook("flight-delay", progress=False)
     assert report.passed, report
     assert "has answered no request" in report.html.read_text()
+
+    asked = X.head(300).assign(carrier=PAYLOAD)
+    with LogWriter("flight-delay", columns.columns, outputs=columns.outputs, keep_every=None) as log:
+        cells = {column: asked[column].tolist() for column in asked}
+        assert log.write([Entry("v1", prediction_log.new_request_id(), cells, [True] * len(asked), time=time.time())])
+    report = notebook_run.report_notebook("flight-delay", parameters={"by": "carrier"}, progress=False)
+    assert report.passed, report
+    page = report.html.read_text()
+    assert "onerror" in page
+    assert PAYLOAD not in page
+    assert "<img src=x" not in page
