@@ -16,6 +16,7 @@ from nbdeploy.drift_effects import cliffs_delta
 
 MIN_ROWS = 30  # of each side, for a sentence
 _LISTED = 3  # values that a sentence names
+_DAYS = 3  # of moments that are further apart the hours are not told
 _NOTABLE = 0.01  # the least share of rows that is told of a column that has not drifted
 _SURE = 4.0  # standard errors from which a share is not by chance: hundreds of shares are looked at
 
@@ -102,6 +103,8 @@ def _surely(before: float, now: float, rows: Sequence[int]) -> bool:
 def _numbers(pair: Pair, seen: str, *, drifted: bool) -> list[Fact]:
     before, now = (side.dropna().to_numpy() for side in pair.sample)
     say = _SAID[pair.unit]
+    if pair.unit == "moment" and min(np.ptp(before), np.ptp(now)) > _DAYS:
+        say = _day
     (low, high), facts = (before.min(), before.max()), []
     outside = float(((now < low) | (now > high)).mean())
     span = f"{say(low)} to {say(high)}" if low != high else f"only {say(low)}"
@@ -153,6 +156,10 @@ def _moment(days: float) -> str:
     except (ValueError, OverflowError):
         return f"{_number(days)} days since 1970"
     return str(at.strftime("%Y-%m-%d" if days == int(days) else "%Y-%m-%d %H:%M"))
+
+
+def _day(days: float) -> str:
+    return _moment(days).partition(" ")[0] if abs(days) < 1e5 else _moment(days)
 
 
 def _span(seconds: float) -> str:

@@ -195,6 +195,29 @@ def as_pandas(labels: Any) -> Any:
     return labels.to_pandas() if hasattr(labels, "to_pandas") else labels
 
 
+def keyed_frame(labels: Any, keys: Sequence[str], label: str) -> pd.DataFrame:
+    """Labels as a frame that has the keys as columns, as far as they are columns or levels of the index.
+
+    Parameters
+    ----------
+    label : str
+        What a series becomes a column of.
+
+    Raises
+    ------
+    InputError
+        It is no frame and no series.
+    """
+    frame = as_pandas(labels)
+    if isinstance(frame, pd.Series):
+        frame = frame.to_frame(label)
+    if not isinstance(frame, pd.DataFrame):
+        msg = f"labels is a {type(labels).__name__}, and to be joined it has to be a frame"
+        raise InputError(msg, hint="Pass a frame with the columns of on= and one of labels.")
+    levels = [key for key in keys if key in frame.index.names and key not in frame.columns]
+    return frame.reset_index(level=levels) if levels else frame
+
+
 def label_column(frame: pd.DataFrame, target: str, known: Sequence[str], keys: Sequence[str]) -> str:
     """The column of a frame that holds the labels: `target`; else ``label``; else the first that is a name of `known`.
 

@@ -119,9 +119,9 @@ def test_what_changed_most_is_said_in_words_and_first(deployment):
     assert re.match(
         r"1[12]\S* higher in the middle \(median (29|30)\S* instead of 1[78]", sentence(report, "dep_delay")
     )
-    assert sentence(report, "carrier").startswith("a new value (B6), 3")
+    assert "a new value (B6), 3" in sentence(report, "carrier")
     assert sentence(report, "dest").endswith("% missing instead of 0 %")
-    assert sentence(report, "when").startswith("2026-07-01 00:00 to 2026-07-27")
+    assert sentence(report, "when") == "2026-07-01 to 2026-07-27; the model has seen 2026-01-01 to 2026-01-27"
     assert not any(change.startswith("`distance`") for change in report.changes)
     assert report.changes[0].startswith(("`month`", "`when`"))
     assert "all July" in repr(report)
@@ -401,7 +401,7 @@ def test_row_groups_of_another_hour_are_not_read(home, deployment):
 def test_without_a_page_nothing_is_drawn_or_written_and_the_verdicts_are_the_same(deployment, tmp_path, monkeypatch):
     log(flights(400, seed=4, delay=30))
     with_page = watching.drift(NAME, html_path=tmp_path / "drift.html")
-    monkeypatch.setattr(drift_report, "_by_table", lambda _: pytest.fail("a page was drawn"))
+    monkeypatch.setattr(drift_report, "_by_table", lambda *_: pytest.fail("a page was drawn"))
     monkeypatch.chdir(tmp_path)
 
     report = drift()
