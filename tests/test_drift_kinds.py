@@ -238,6 +238,6 @@ def test_how_much_later_longer_and_higher_is_said_with_both_medians():
 
     told = "\n".join(measure(reference, current, name="n", version="v1", page=False).changes)
 
-    assert "4 d later in the middle (median 2026-01-15" in told
+    assert "4 d later in the middle (median 2026-01-16 instead of 2026-01-12)" in told
     assert " d higher in the middle (median 1" in told
     assert "90 higher in the middle (median 290 instead of 200)" in told
