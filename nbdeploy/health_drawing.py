@@ -57,6 +57,7 @@ def text(health: HealthFacts) -> str:
     for version, shown in _drift(health).items():
         rows.append(("drift %", version, _blocks([value for _, value in shown]), _range([value for _, value in shown])))
     rows += [(_metric(health), line.name, _blocks(_values(line)), _range(_values(line))) for line in _quality(health)]
+    rows = [(plain(one), plain(two), three, four) for one, two, three, four in rows]
     wide = [max((len(row[place]) for row in rows), default=0) for place in (0, 1, 2)]
     lines += ["  " + "  ".join([*(row[i].ljust(wide[i]) for i in (0, 1, 2)), row[3]]).rstrip() for row in rows]
     lines.append(f"  log: {health.log.text}")

@@ -30,7 +30,7 @@ class Problem:
     Attributes
     ----------
     kind : str
-        ``errors``, ``refusals``, ``slow``, ``quiet``, ``drift``, ``quality``, ``log``, ``alert``, ``guard`` or ``workers``.
+        ``errors``, ``refusals``, ``slow``, ``quiet``, ``drift``, ``quality``, ``log``, ``alert`` or ``guard``.
     text : str
         A clause of plain text; where it names what was asked, it is data.
     """

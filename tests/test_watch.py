@@ -33,7 +33,7 @@ from nbdeploy.worker_numbers import SECONDS
 from services import own_home
 
 NAME = "flight-delay"
-HOSTILE = "</svg><script>alert(1)</script><img src=x onerror=alert(2)>"
+HOSTILE = "\x1b[2J</svg><script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +184,29 @@ def test_in_a_notebook_the_page_is_there_at_once_and_the_drift_comes_later(adder
 
     assert "not measured yet" not in shown[-1]
     assert "Columns that drift" in shown[-1]
+
+
+def test_quality_is_on_the_page_once_there_are_labels_and_so_is_what_fires(adder):
+    assert "nbdeploy.label" in repr(nbdeploy.watch("adder", drift=False)) + page_of(
+        nbdeploy.watch("adder", drift=False)
+    )
+    known = nbdeploy.predictions("adder").set_index("prediction_id")
+    nbdeploy.label("adder", known["prediction"] + 3.0)
+    nbdeploy.alert("adder", "requests > 13 over 1h")
+    nbdeploy.alerts("adder")
+    try:
+        health = nbdeploy.watch("adder", since="1h", drift=False)
+        page = page_of(health)
+        assert health.quality.windows["value"].dropna().tolist() == [pytest.approx(3.0)]
+        assert "Quality: mae" in page
+        assert "mae" in repr(health)
+        assert "alert" in kinds(health.problems)
+        for told in (page, repr(health)):
+            assert "requests" in told
+            assert "13" in told
+        assert health.to_dict()["alerts"][0]["rule"]
+    finally:
+        nbdeploy.alert("adder", "requests > 13 over 1h", off=True)
 
 
 def test_when_it_is_stopped_its_history_is_still_told(served, adder):
