@@ -98,8 +98,8 @@ def digest(text: str) -> str:
 
 
 def names() -> list[str]:
-    """The deployments that have rules."""
-    return sorted(path.parent.name for path in (home() / "alerts").glob(f"*/{RULES}") if _rules(path))
+    """The deployments that have rules, or had some."""
+    return sorted(path.parent.name for path in (home() / "alerts").glob(f"*/{RULES}"))
 
 
 def rules(name: str) -> tuple[Kept, ...]:

@@ -113,13 +113,13 @@ def alerts(name: str | None = None, *, dry_run: bool = False) -> Alerts:
             watching.must_be_known(name)
             msg = f"{name!r} has no rules of alerts"
             raise AlertError(msg, f"Set one: %deploy alert {name} 'error_rate > 2%'.")
-    now = _now()
+    stamp = _now().isoformat(timespec="seconds")
     found: list[Alert] = []
     deliveries: list[Delivery] = []
     trouble: list[str] = []
     for each in [name] if name is not None else alert_store.names():
         try:
-            look = _look(each, now, dry_run=dry_run)
+            look = _look(each, dry_run=dry_run) if alert_store.rules(each) else Alerts()
         except (NbdeployError, OSError) as error:
             if name is not None and isinstance(error, NbdeployError):
                 raise
@@ -128,7 +128,6 @@ def alerts(name: str | None = None, *, dry_run: bool = False) -> Alerts:
         found += look.alerts
         deliveries += look.deliveries
         trouble += look.trouble
-    stamp = now.isoformat(timespec="seconds")
     return Alerts(tuple(found), tuple(deliveries), tuple(trouble), dry_run=dry_run, looked=stamp)
 
 
@@ -140,14 +139,14 @@ def state(name: str) -> list[Event]:
 # -- a look -------------------------------------------------------------------------------------------------
 
 
-def _look(name: str, now: datetime, *, dry_run: bool) -> Alerts:
+def _look(name: str, *, dry_run: bool) -> Alerts:
     if dry_run:
-        found, _ = _judged(name, now, alert_store.rules(name), alert_store.state(name))
+        found, _ = _judged(name, _now(), alert_store.rules(name), alert_store.state(name))
         return Alerts(tuple(found))
     with lock("alerts-look", name):  # two at once: the second finds that all is told
         kept, held = alert_store.rules(name), alert_store.state(name)
         lost = held.given_up
-        found, held = _judged(name, now, kept, held)
+        found, held = _judged(name, _now(), kept, held)  # now, not when it began to wait
         trouble = _keep(name, held)
         deliveries = [] if not held.waiting else list(_delivered(name, kept, held, trouble))
         trouble += [f"{name}: {lost:,} messages that nobody took were given up"] if lost else []
