@@ -57,7 +57,7 @@ def text(health: HealthFacts) -> str:
     for version, shown in _drift(health).items():
         rows.append(("drift %", version, _blocks([value for _, value in shown]), _range([value for _, value in shown])))
     rows += [(_metric(health), line.name, _blocks(_values(line)), _range(_values(line))) for line in _quality(health)]
-    rows = [(plain(one), plain(two), three, four) for one, two, three, four in rows]
+    rows = [(plain(one), plain(two), three, four) for one, two, three, four in rows if three.strip()]
     wide = [max((len(row[place]) for row in rows), default=0) for place in (0, 1, 2)]
     lines += ["  " + "  ".join([*(row[i].ljust(wide[i]) for i in (0, 1, 2)), row[3]]).rstrip() for row in rows]
     lines.append(f"  log: {health.log.text}")
@@ -137,8 +137,8 @@ def _blocks(values: Sequence[float]) -> str:
         held = np.array([part.max() if len(part) else np.nan for part in parts])
     finite = held[np.isfinite(held)]
     top = float(finite.max()) if len(finite) else 0.0
-    places = [0 if top <= 0 or value <= 0 else math.ceil(value / top * len(_BLOCKS)) - 1 if math.isfinite(value) else -1
-              for value in held]  # fmt: skip
+    places = [-1 if not math.isfinite(value) else 0 if top <= 0 or value <= 0
+              else math.ceil(value / top * len(_BLOCKS)) - 1 for value in held]  # fmt: skip
     return "".join(_BLOCKS[min(place, len(_BLOCKS) - 1)] if place >= 0 else " " for place in places)
 
 

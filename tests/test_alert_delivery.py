@@ -8,10 +8,12 @@ import errno
 import json
 import logging
 import os
+import random
 import re
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +137,29 @@ def test_looks_at_the_same_time_tell_it_once(hook):
     told = [int(one.communicate(timeout=120)[0]) for one in running]
 
     assert (sorted(told), len(hook.got)) == ([0, 1], 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_of_many_looks_at_once_some_killed_each_event_is_told_once(hook):
+    nbdeploy.alert(SHOP, "error_rate > 2%", to=hook.url)
+    root = str(Path(nbdeploy.__file__).parent.parent)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    command, chance, kills = [sys.executable, "-c", "import nbdeploy; nbdeploy.alerts('shop')"], random.Random(0), 0
+    for number in range(12):
+        forget()
+        counted(5, requests=10, errors=10 * (number % 2 == 0))
+        running = [subprocess.Popen(command, env=env) for _ in range(3)]
+        if number % 3 == 0:
+            time.sleep(chance.uniform(0.5, 4))
+            running[0].kill()
+            kills += 1
+        assert sum(process.wait() != 0 for process in running) <= (number % 3 == 0)
+
+    told = [title.partition(":")[0] for title in hook.titles]
+    once = [one for one, before in zip(told, [None, *told], strict=False) if one != before]
+    assert once == ["FIRING", "RECOVERED"] * 6
+    assert len(told) - len(once) <= kills  # killed between the answer and its note
 
 
 def test_a_target_in_the_environment_is_read_when_it_is_told(hook, monkeypatch):

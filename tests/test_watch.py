@@ -348,6 +348,14 @@ def test_measurements_that_were_damaged_are_made_again(home, damage):
     assert DriftTrend(NAME, windows(0, HOUR, HOUR), lambda _when: "v1").missing == 1
 
 
+def test_a_version_that_nobody_asked_in_that_time_takes_no_line_of_the_text(known):
+    write(10, [numbers("v1")])
+    routing.change(NAME, lambda old: old.to_live("v2"), action="promote")
+    text = repr(nbdeploy.watch(NAME, since="1h", drift=False))
+    assert re.search(r"requests/minute +v1 ", text)
+    assert not re.search(r"requests/minute +v2 ", text)
+
+
 # -- windows -----------------------------------------------------------------------------------------------------
 
 
