@@ -9,7 +9,9 @@ from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -234,20 +236,22 @@ def _evaluate(pairs: dict[str, Pair], *, page: bool) -> tuple[dict[str, Verdict]
     if not pairs:
         return {}, ""
     warm()
+    tests: dict[str, Any] = {}
     try:
-        found = judged(pairs)
+        found = judged(pairs, tests)
     except ImportError as error:
         _log.info("Evidently's tests are gone: %s", error)
         found = {}
     if not page and found:
         return found, ""
-    for way in (_by_table, _by_column):
+    table = partial(_by_table, tests)
+    for way in (table, _by_column):
         good = pairs
         for _ in range(2):
             try:
                 drawn, said = way(good)
             except Exception as error:  # noqa: BLE001 - the next way is another part of Evidently
-                _log.info("Evidently failed %s: %s", way.__name__, error)
+                _log.info("Evidently failed %s: %s", "_by_table" if way is table else "_by_column", error)
             else:
                 unjudged = {label: said[label] for label in good if label not in found or found[label].drifted is None}
                 return {**found, **unjudged}, drawn if page else ""
@@ -269,14 +273,15 @@ def _failing(way: Callable[[dict[str, Pair]], object], pairs: dict[str, Pair]) -
     return found
 
 
-def _by_table(pairs: dict[str, Pair]) -> tuple[str, dict[str, Verdict]]:
+def _by_table(tests: dict[str, Any], pairs: dict[str, Pair]) -> tuple[str, dict[str, Verdict]]:
     """Evidently's drift table alone: its preset computes each distance three times and draws each plot twice."""
     from evidently.legacy.metrics import DataDriftTable
     from evidently.legacy.pipeline.column_mapping import ColumnMapping
     from evidently.legacy.report import Report
 
     table = DataDriftTable(
-        columns=list(pairs), per_column_stattest={label: test_of(pair) for label, pair in pairs.items()}
+        columns=list(pairs),
+        per_column_stattest={label: tests.get(label) or test_of(pair) for label, pair in pairs.items()},
     )
     report = Report(metrics=[table])
     report.run(

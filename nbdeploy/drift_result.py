@@ -118,7 +118,9 @@ class DriftReport:
     def judged(self) -> DriftReport:
         """The same, with the verdict that follows from its columns."""
         share = share_of(self.columns)
-        return replace(self, share=share, drifted=self.columns["drifted"].notna().any() and share >= self.drift_share)
+        return replace(
+            self, share=share, drifted=bool(self.columns["drifted"].notna().any()) and share >= self.drift_share
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the page, as JSON types."""

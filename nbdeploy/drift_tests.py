@@ -20,16 +20,26 @@ _ENOUGH = 20  # times the smaller side from which more rows of the other change 
 
 
 def warm() -> None:
-    """Import Evidently, which takes seconds; meant for a background thread."""
-    os.environ.setdefault("DO_NOT_TRACK", "1")  # Evidently's own switch for its telemetry
+    """Import Evidently, which takes seconds, without its warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import evidently.legacy.metrics
-        import evidently.legacy.report  # noqa: F401
+        load()
 
 
-def judged(pairs: dict[str, Pair]) -> dict[str, Verdict]:
+def load() -> None:
+    """Import Evidently."""
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # Evidently's own switch for its telemetry
+    import evidently.legacy.metrics
+    import evidently.legacy.report  # noqa: F401
+
+
+def judged(pairs: dict[str, Pair], tests: dict[str, Any] | None = None) -> dict[str, Verdict]:
     """A verdict of every pair, by its label; why there is none where Evidently cannot judge it.
+
+    Parameters
+    ----------
+    tests : dict, optional
+        Gets the test of each pair, which answers at once when it is asked again.
 
     Raises
     ------
@@ -39,7 +49,17 @@ def judged(pairs: dict[str, Pair]) -> dict[str, Verdict]:
     warm()
     import evidently.legacy.calculations.stattests  # noqa: F401 - it fails here, or not at all
 
-    return {label: _judged(pair) for label, pair in pairs.items()}
+    found = {}
+    for label, pair in pairs.items():
+        try:
+            test = test_of(pair)
+        except Exception as error:  # noqa: BLE001 - the reason is shown instead of a verdict
+            found[label] = failed(error)
+            continue
+        found[label] = _judged(pair, test)
+        if tests is not None:
+            tests[label] = test
+    return found
 
 
 def test_of(pair: Pair) -> Any:
@@ -70,13 +90,12 @@ def failed(error: Exception) -> Verdict:
     return Verdict(None, f"not compared: {inert(' '.join(str(error).split()))}")
 
 
-def _judged(pair: Pair) -> Verdict:
+def _judged(pair: Pair, test: Any) -> Verdict:
     from evidently.legacy.core import ColumnType
 
     if min(pair.counts) < MIN_ROWS:
         return verdict_of(pair, None, "", math.nan, math.nan)
     try:
-        test = test_of(pair)
         found = test(None, None, ColumnType(pair.kind), None)
         return verdict_of(
             pair, found.drifted, test.display_name, found.drift_score, found.actual_threshold, error=test.error
@@ -94,9 +113,14 @@ def _careful_test() -> Any:
 
         def __init__(self, test: Any, pair: Pair) -> None:
             super().__init__(test.name, test.display_name, test.allowed_feature_types, test.default_threshold)
-            self.test, self.pair, self.error = test, pair, 0.0
+            self.test, self.pair, self.error, self.answer = test, pair, 0.0, None
 
         def __call__(self, _reference: Any, _current: Any, kind: Any, threshold: Any, **_: Any) -> Any:
+            if self.answer is None:
+                self.answer = self._answer(kind, threshold)
+            return self.answer
+
+        def _answer(self, kind: Any, threshold: Any) -> Any:
             pair = self.pair
 
             def ask(sides: Sides) -> Any:

@@ -16,6 +16,7 @@ from nbdeploy.drift_effects import cliffs_delta
 
 MIN_ROWS = 30  # of each side, for a sentence
 _LISTED = 3  # values that a sentence names
+_DAYS = 3  # of moments that are further apart the hours are not told
 _NOTABLE = 0.01  # the least share of rows that is told of a column that has not drifted
 _SURE = 4.0  # standard errors from which a share is not by chance: hundreds of shares are looked at
 
@@ -102,14 +103,16 @@ def _surely(before: float, now: float, rows: Sequence[int]) -> bool:
 def _numbers(pair: Pair, seen: str, *, drifted: bool) -> list[Fact]:
     before, now = (side.dropna().to_numpy() for side in pair.sample)
     say = _SAID[pair.unit]
+    if pair.unit == "moment" and min(np.ptp(before), np.ptp(now)) > _DAYS:
+        say = _day
     (low, high), facts = (before.min(), before.max()), []
     outside = float(((now < low) | (now > high)).mean())
     span = f"{say(low)} to {say(high)}" if low != high else f"only {say(low)}"
-    if now.min() == now.max() and low != high:
+    if now.min() == now.max() and not low == high == now[0]:
         return [(1.0 - float((before == now[0]).mean()), f"all {say(now[0])}; {seen} {span}")]
     if outside > 0.5:
         return [(1.0, f"{say(now.min())} to {say(now.max())}; {seen} {span}")]
-    if outside >= _NOTABLE and outside > 4 / max(len(before), 1):
+    if outside >= _NOTABLE and outside > 8 / max(len(before), 1):
         facts.append((outside, f"{_share(outside)} of the values outside of what {seen} ({span})"))
     if not drifted:
         return facts
@@ -155,6 +158,10 @@ def _moment(days: float) -> str:
     return str(at.strftime("%Y-%m-%d" if days == int(days) else "%Y-%m-%d %H:%M"))
 
 
+def _day(days: float) -> str:
+    return _moment(days).partition(" ")[0] if abs(days) < 1e5 else _moment(days)
+
+
 def _span(seconds: float) -> str:
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms")):
         if abs(seconds) >= size:
@@ -198,7 +205,7 @@ def _categories(pair: Pair, seen: str, *, drifted: bool) -> list[Fact]:
     if notable:
         values = "a new value" if len(new) == 1 else f"{len(new):,} new values"
         if fresh > 0.999:
-            facts.append((1.0, f"{_list([named[str(v)] for v in new.index], len(new))}; {only}"))
+            facts.append((1.0, f"only {_list([named[str(v)] for v in new.index], len(new))}; {only}"))
             return facts
         facts.append(
             (fresh, f"{values} ({_list([named[str(v)] for v in new.index], len(new))}), {_share(fresh)} of the rows")
@@ -215,7 +222,8 @@ def _categories(pair: Pair, seen: str, *, drifted: bool) -> list[Fact]:
         moved = (shares[1] - shares[0])[common]
         label = moved.abs().idxmax()
         if abs(moved[label]) > 0:
-            both = f"{_share(float(shares[1][label]))} {named[str(label)]} instead of {_share(float(shares[0][label]))}"
+            now_in, before_in = (_share(float(side[label])) for side in (shares[1], shares[0]))
+            both = f"{named[str(label)]} in {now_in} of the rows instead of {before_in}"
             facts.append((abs(float(moved[label])), both))
     return facts
 

@@ -56,8 +56,10 @@ class DeployMagics(Magics):
             from IPython.display import display
 
             import nbdeploy
+            from nbdeploy import drift_warming
 
             display(nbdeploy.panel(result.name))
+            drift_warming.in_background()
             return None
         if verb.name == "logs":
             print(result)

@@ -68,9 +68,16 @@ def test_the_text_names_every_column_and_the_page(report):
     assert str(report.html_path) in text
 
 
-def test_a_notebook_holds_less_than_60_kb_of_a_wide_report(monkeypatch):
-    frame = pd.DataFrame({f"{'long ' * 20}{i}": np.arange(60.0) for i in range(100)})
-    wide = told(frame, frame + 5)
+def test_a_notebook_holds_less_than_60_kb_of_a_wide_report_in_groups(monkeypatch):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({f"{'long ' * 20}{i}": np.arange(400.0) for i in range(100)})
+    frame["group"] = [f"{'a long name ' * 9}{i}" for i in rng.integers(0, 14, 400)]
+    words = [f"{'a long word ' * 8}{i}" for i in rng.integers(0, 9, 400)]
+    wide = told(
+        frame.assign(words="a"),
+        (frame.drop(columns="group") + 200).assign(group=frame["group"], words=words),
+        by="group",
+    )
     displayed, shell = [], SimpleNamespace(kernel=object())
     monkeypatch.setattr("IPython.display.display", lambda shown, **_: displayed.append(shown))
     monkeypatch.setattr("IPython.get_ipython", lambda: shell)
@@ -80,8 +87,16 @@ def test_a_notebook_holds_less_than_60_kb_of_a_wide_report(monkeypatch):
     static, widget = displayed
     saved = json.dumps([static, widget._repr_mimebundle_()[0], widget.get_state()], default=str)
     assert len(saved.encode()) < 60_000
-    assert "and 70 more in .columns" in static["text/plain"]
+    assert "and 72 more in .columns" in static["text/plain"]
+    assert "and 95 more in .changes" in static["text/plain"]
+    assert len(wide.groups) == 12
     assert "drawDashboard" not in saved
+
+
+def test_a_report_without_a_verdict_is_json_too():
+    report = told(mixed(40, seed=0), mixed(12, seed=1), page=False)
+
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["drifted"] is False
 
 
 # P7: no data ever runs as script or markup
@@ -97,7 +112,10 @@ def hostile(tmp_path_factory):
     reference["text"] = [f"{value} word{i}" for i, value in enumerate(values)]
     current = reference.assign(new=values, text=[f"{value} other{i}" for i, value in enumerate(values)])
     path = tmp_path_factory.mktemp("hostile") / "drift.html"
-    return measure(reference, current, name=PAYLOADS[0], version=PAYLOADS[1], since=PAYLOADS[2], html_path=path)
+    return measure(
+        reference, current, name=PAYLOADS[0], version=PAYLOADS[1], since=PAYLOADS[2], html_path=path, by="value",
+        against=PAYLOADS[3],
+    )  # fmt: skip
 
 
 def test_different_values_stay_different_and_the_verdict_is_that_of_harmless_ones():
@@ -123,6 +141,8 @@ def test_no_markup_of_the_data_is_in_the_notebook_or_the_page(hostile):
         for payload in PAYLOADS:
             if "<" in payload:
                 assert payload not in text
+    assert len(hostile.groups) == 12
+    assert hostile.changes
 
 
 def watched(page):
