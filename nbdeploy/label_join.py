@@ -90,18 +90,12 @@ def by_keys(
 
 def known(name: str, ids: Collection[str]) -> set[str]:
     """Which of these prediction ids the log has. It reads no other column, and no further than it has to."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    found: set[str] = set()
-    wanted = pa.array(list(ids), pa.string())
-    if not len(wanted):
-        return found
-    for rows in prediction_log.scan(name, columns=(), own=("prediction_id",)):
-        held = rows.table.column(rows.own["prediction_id"])
-        found.update(held.filter(pc.is_in(held, value_set=wanted)).to_pylist())
-        if len(found) == len(wanted):
-            break
+    wanted, found = set(ids), set[str]()
+    if wanted:
+        for rows in prediction_log.scan(name, columns=(), own=("prediction_id",)):
+            found |= wanted.intersection(rows.table.column(rows.own["prediction_id"]).to_pylist())
+            if len(found) == len(wanted):
+                break
     return found
 
 

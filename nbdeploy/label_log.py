@@ -195,6 +195,29 @@ def as_pandas(labels: Any) -> Any:
     return labels.to_pandas() if hasattr(labels, "to_pandas") else labels
 
 
+def keyed_frame(labels: Any, keys: Sequence[str], label: str) -> pd.DataFrame:
+    """Labels as a frame that has the keys as columns, as far as they are columns or levels of the index.
+
+    Parameters
+    ----------
+    label : str
+        What a series becomes a column of.
+
+    Raises
+    ------
+    InputError
+        It is no frame and no series.
+    """
+    frame = as_pandas(labels)
+    if isinstance(frame, pd.Series):
+        frame = frame.to_frame(label)
+    if not isinstance(frame, pd.DataFrame):
+        msg = f"labels is a {type(labels).__name__}, and to be joined it has to be a frame"
+        raise InputError(msg, hint="Pass a frame with the columns of on= and one of labels.")
+    levels = [key for key in keys if key in frame.index.names and key not in frame.columns]
+    return frame.reset_index(level=levels) if levels else frame
+
+
 def label_column(frame: pd.DataFrame, target: str, known: Sequence[str], keys: Sequence[str]) -> str:
     """The column of a frame that holds the labels: `target`; else ``label``; else the first that is a name of `known`.
 
@@ -271,7 +294,21 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(entry, dict) or not isinstance(entry.get("labels"), dict):
         return None
-    return None if not isinstance(entry.get("time"), (int, float)) or any(label_problems(entry["labels"])) else entry
+    if not isinstance(entry.get("time"), (int, float)):
+        return None
+    return entry if _are_plain(entry["labels"]) or not any(label_problems(entry["labels"])) else None
+
+
+def _are_plain(labels: Mapping[str, Any]) -> bool:
+    """Whether these labels, which were JSON, are all such as one sees at once; of others nothing is said."""
+    if not {*map(type, labels.values())} <= _PLAIN:
+        return False
+    told = " ".join(labels) + " "
+    return told.count(" ") == len(labels) and _IDS.fullmatch(told) is not None
+
+
+_PLAIN = frozenset({bool, int, type(None)})
+_IDS = re.compile(rf"(?:{ID.pattern} )*", re.ASCII)
 
 
 # -- files --------------------------------------------------------------------------------------------------

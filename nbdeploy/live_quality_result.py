@@ -16,7 +16,7 @@ from nbdeploy.drift_columns import shortened, visible
 from nbdeploy.plot import short
 
 COLUMNS = ("start", "end", "version", "metric", "value", "low", "high", "labelled", "rows", "estimated")
-SHOWN_TEXT, SHOWN_HTML = 14, 30  # of the windows, the newest
+SHOWN = 14  # of the windows, the newest
 
 _HEAD = ("window", "version", "value", "95 % sure", "labelled", "of rows", "")
 _STYLE = """<style>
@@ -94,19 +94,19 @@ class Quality:
         }
 
     def __repr__(self) -> str:
-        cells = [_HEAD, *self._cells(SHOWN_TEXT)]
+        cells = [_HEAD, *self._cells(SHOWN)]
         widths = [max(len(cell[i]) for cell in cells) for i in range(len(_HEAD))]
         lines = [visible(self.sentence)]
         for first, *others in cells:
             told = "  ".join(cell.rjust(width) for cell, width in zip(others[:-1], widths[1:], strict=False))
             lines.append(f"  {first:<{widths[0]}}  {told}  {others[-1]}".rstrip())
-        if len(self.windows) > SHOWN_TEXT:
+        if len(self.windows) > SHOWN:
             lines.append(f"  All {len(self.windows):,} rows: .windows")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        rows = "".join(_row("td", cells) for cells in self._cells(SHOWN_HTML))
-        more = f"<p>All {len(self.windows):,} rows: .windows</p>" if len(self.windows) > SHOWN_HTML else ""
+        rows = "".join(_row("td", cells) for cells in self._cells(SHOWN))
+        more = f"<p>All {len(self.windows):,} rows: .windows</p>" if len(self.windows) > SHOWN else ""
         return (
             f'{_STYLE}<div class="nbdeploy-quality"><p><b>{html.escape(visible(self.sentence))}</b></p>'
             f"{self.plot}<table>{_row('th', _HEAD)}{rows}</table>{more}</div>"

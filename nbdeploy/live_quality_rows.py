@@ -116,11 +116,8 @@ class Reader:
     def __init__(
         self, question: Question, metric: Metric, labels: Mapping[str, Any], signatures: Mapping[str, Signature]
     ) -> None:
-        import pyarrow as pa
-
         self._question, self._name, self._metric = question, question.name, metric
         self._labels, self._signatures = labels, signatures
-        self._ids = pa.array(list(labels), pa.string())
         self._codes: dict[Any, int] = {}
         self._answered: set[Any] = set()
         self.held: dict[str, Held] = {}
@@ -141,25 +138,23 @@ class Reader:
         return self.held
 
     def _add(self, rows: Rows) -> None:
-        import pyarrow.compute as pc
-
         held = self.held.setdefault(rows.version, Held())
         times = rows.table.column(rows.own["time"]).cast("int64").to_numpy()
         places = (times - self._question.offset) // self._question.every
         for window, count in zip(*np.unique(places, return_counts=True), strict=True):
             held.rows[int(window)] = held.rows.get(int(window), 0) + int(count)
         self._must_be_few()
-        ids = rows.table.column(rows.own["prediction_id"])
-        with_label = pc.is_in(ids, value_set=self._ids).to_numpy()
-        right = np.full(len(ids), math.nan)
-        if with_label.any():
-            at = np.flatnonzero(with_label)
-            self._add_labelled(held, rows, at, places, right)
+        right = np.full(len(times), math.nan)
+        if self._labels:
+            told = [self._labels.get(key) for key in rows.table.column(rows.own["prediction_id"]).to_pylist()]
+            at = np.flatnonzero([label is not None for label in told])
+            if len(at):
+                self._add_labelled(held, rows, [told[i] for i in at], (at, places, right))
         if self._metric.name == "accuracy":
             self._add_confidence(held, rows, places, right)
 
-    def _add_labelled(self, held: Held, rows: Rows, at: Values, places: Values, right: Values) -> None:
-        told = [self._labels[key] for key in rows.table.column(rows.own["prediction_id"]).take(at).to_pylist()]
+    def _add_labelled(self, held: Held, rows: Rows, told: Sequence[Any], where: tuple[Values, Values, Values]) -> None:
+        at, places, right = where
         name = rows.own["prediction"]
         answers = json_values(rows.table.field(name), rows.table.column(name).take(at))
         if any(isinstance(answer, (list, dict)) for answer in answers):

@@ -106,7 +106,7 @@ def over_time(
     if not len(ends):
         return _drawing(title, [_text((_LEFT + WIDTH) / 2, HEIGHT / 2, "nothing to show yet", "middle")])
     legend, more = _legend([(_known(line), colour(line.version), line.dashed) for line in lines[:MAX_LINES]])
-    top = _TOP + more
+    top = _TOP + more + (14 if marks else 0)  # the first row of their names is above all lines
     x = _wide(_scale(ends, _LEFT, WIDTH - _RIGHT), one=len(np.unique(ends)) < 2)
     y, grid = _upright(drawn, limit, HEIGHT + more - _BOTTOM, top)
     parts = [*_ticks(y, grid, lambda value: f"{short(value)}{unit and ' ' + unit}"), *_time_axis(x, y), *legend]
@@ -284,7 +284,7 @@ def _events(marks: Sequence[tuple[float, str]], x: _Scale, y: _Scale) -> list[st
         row = next((row for row, reached in enumerate(taken) if left > reached + 6), None)
         if row is not None and name:
             taken[row] = left + len(name) * _SIZES[False]
-            parts.append(_text(left, y.end + 10 + 12 * row, name))
+            parts.append(_text(left, y.end - 4 + 12 * row, name))
     return parts
 
 

@@ -56,8 +56,9 @@ def label(
         ones are left out. A label is a string of up to 1,000 characters, a number, a boolean, or a moment, which is
         kept as its ISO 8601 text; None in a mapping takes a label back.
     on : str or sequence of str, optional
-        Columns of the frame that are inputs of the deployment, to find the predictions by: each row labels all
-        predictions that were asked with these values. Private inputs cannot be joined on.
+        Columns of the frame, or levels of its index or a series', that are inputs of the deployment, to find the
+        predictions by: each row labels all predictions that were asked with these values. Private inputs cannot be
+        joined on.
     target : str, optional
         The column of labels; by default ``label``, or else what the outcome was called in training.
     since, until : str, datetime or timedelta, optional
@@ -81,11 +82,8 @@ def label(
     signatures = [version.signature for version in model_store.versions(name)]
     targets = [signature.target for signature in signatures]
     if on is not None:
-        frame = label_log.as_pandas(labels)
-        if not isinstance(frame, pd.DataFrame):
-            msg = f"labels is a {type(labels).__name__}, and to be joined it has to be a frame"
-            raise InputError(msg, hint="Pass a frame with the columns of on= and one of labels.")
         keys = [on] if isinstance(on, str) else list(on)
+        frame = label_log.keyed_frame(labels, keys, target or "label")
         column = label_log.label_column(frame, target or "", targets, keys)
         given = label_join.by_keys(name, frame, keys, column, signatures, since=since, until=until)
         unknown = given.unknown
@@ -99,7 +97,7 @@ def label(
         unknown = _unknown(name, given.labels)
     before = label_log.read(name)
     had = {key: before[key] for key in given.labels if key in before}
-    same = sum(value == had.get(key) and type(value) is type(had.get(key)) for key, value in given.labels.items())
+    same = sum(_is_same(value, had.get(key)) for key, value in given.labels.items())
     new = sum(key not in had and value is not None for key, value in given.labels.items())
     count = label_log.add(name, given.labels)
     return Labelled(name, count, new, count - new - same, given.repeated + same, unknown, given.missing)
@@ -190,6 +188,11 @@ def live_version(name: str) -> str | None:
 
 
 # -- helpers ------------------------------------------------------------------------------------------------
+
+
+def _is_same(label: Any, other: Any) -> bool:
+    """Whether two labels say the same: 1 and 1.0 do, 1 and true do not."""
+    return bool(label == other) and isinstance(label, bool) == isinstance(other, bool)
 
 
 def _unknown(name: str, labels: Mapping[str, Any]) -> int:

@@ -133,6 +133,14 @@ def test_what_is_something_else_matches_nothing(key, values):
     assert (given.labels, given.unknown) == (0, 2)
 
 
+def test_keys_may_be_levels_of_an_index():
+    log()
+    frame = pd.DataFrame({"flight": [2, 1], "carrier": ["0012", "AA"], "label": [True, False]})
+    for labels in (frame.set_index(["flight", "carrier"])["label"], frame.set_index("flight")):
+        nbdeploy.label(NAME, labels, on=["flight", "carrier"])
+        assert sorted(label_log.read(NAME).values()) == [False, True]
+
+
 def test_large_numbers_are_told_apart():
     log()
     assert joined({"flight": [10**15 + 1, 10**15], "label": [1, 2]}, "flight")[0] == {2: 1}
@@ -205,7 +213,7 @@ def test_new_changed_repeated_unknown_and_missing_labels_are_counted():
     assert again == label_log.Labelled(NAME, labels=4, new=2, changed=1, repeated=3, unknown=1)
     assert repr(again) == (f"4 labels for {NAME}: 2 new, 1 changed, 3 repeated, 1 of no prediction in its log")
     assert label_log.read(NAME) == {ids[0]: 1, ids[1]: 5, ids[2]: 6, nowhere: 4}
-    taken = nbdeploy.label(NAME, {ids[0]: None, ids[1]: 5})
+    taken = nbdeploy.label(NAME, {ids[0]: None, ids[1]: 5.0})
     assert (taken.labels, taken.new, taken.changed, taken.repeated) == (2, 0, 1, 1)
 
 

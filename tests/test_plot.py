@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbdeploy import plot
+from nbdeploy import plot, release_history
 from nbdeploy.plot import Line, over_time, time_ticks
+from nbdeploy.release_history import History
 
 SVG = "{http://www.w3.org/2000/svg}"
 EVIL = '</text><script>alert(1)</script>"><img src=x onerror=alert(2)>\x00\u202e'
@@ -224,3 +225,54 @@ def test_little_or_nothing_is_drawn_too(lines):
     picture = over_time(lines, "t", limit=math.nan)
     assert texts(picture)[0] == "t"
     assert "nan" not in picture
+
+
+# What happened to the traffic
+
+
+def steps(*told):
+    found = [
+        {
+            "time": f"2026-07-{day:02d}T12:00:00.500+00:00",
+            "who": "me",
+            "action": action,
+            "from": "v1",
+            "to": to,
+            "why": EVIL,
+        }
+        for day, action, to in told
+    ]
+    return History.of(reversed(found))
+
+
+def test_the_history_shows_the_share_of_each_version_over_time():
+    taken = steps((1, "served", "v1"), (11, "traffic", "v1 90 %, v2 10 %; shadow v3"), (12, "gates", "v1"),
+                  (13, "guard", "v1 100 %"), (21, "promote", "v2"))  # fmt: skip
+    drawn = release_history.picture(taken, pd.Timestamp("2026-07-31T12:00Z"))
+    first, second = ({y for _, y in line} for line in _joined(drawn, "v1", "v2"))
+    full, nothing = min(first), max(first)
+    assert sorted(first) == [full, pytest.approx(nothing + 0.9 * (full - nothing), abs=0.1), nothing]
+    assert len(second) == 3
+    at = [x for x, y in _joined(drawn, "v2")[0] if y == full]
+    assert at == [pytest.approx(64 + (560 - 12 - 64) * 20 / 30, abs=0.2), 548.0]
+    assert "promote v2" in texts(drawn)
+    assert "v3" not in drawn
+
+
+def _joined(picture, *versions):
+    found = []
+    for version in versions:
+        lines = re.findall(rf'<polyline points="([^"]+)" fill="none" stroke="{plot.colour(version)}"', picture)
+        found.append([tuple(map(float, point.split(","))) for line in lines for point in line.split()])
+    return found
+
+
+def test_the_history_stays_a_frame_and_its_page_is_small():
+    taken = steps(*((1 + k % 28, "traffic", f"v1 {k % 100} %, v2 {100 - k % 100} %") for k in range(2_000)))
+    page = taken._repr_html_()
+    assert isinstance(taken, pd.DataFrame)
+    assert type(taken.head(1)) is pd.DataFrame
+    assert page.startswith("<svg")
+    assert "<script>" not in page
+    assert len(release_history.picture(taken).encode()) < 60_000
+    assert steps()._repr_html_().startswith("<div")
