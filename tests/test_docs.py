@@ -46,8 +46,8 @@ def verbs_page() -> str:
              "(`nbdeploy.VERB(...)`). In a notebook, models and frames are variables; in a shell they are files "
              "(`.pkl`, `.joblib`; `.parquet`, `.csv`). `%deploy VARIABLE ...` is `%deploy deploy VARIABLE ...`.\n\n"
              "`nbdeploy --json VERB ...` prints one JSON object. The exit code is 0 only when it did what was asked: "
-             "`validate` gives 1 for a failed gate, `drift --fail-on-drift` for drift, and 2 means that the command "
-             "line did not parse.\n")]  # fmt: skip
+             "`validate` gives 1 for a failed gate, `drift --fail-on-drift` for drift, `alerts` for what fires (and 3 where "
+             "something could not be measured or told), and 2 means that the command line did not parse.\n")]  # fmt: skip
     for verb in verbs.VERBS.values():
         parts.append(f"## {verb.name}\n\n{verb.summary[0].upper()}{verb.summary[1:]}.\n")
         parts.append(f"```python\n%deploy {verb.example}\n```\n")
