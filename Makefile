@@ -39,7 +39,7 @@ lint: $(INSTALLED)  ## check style, types and the direction of imports
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@find notebooks -name '*.ipynb' -not -path '*/.*' -not -path '*/nbdeploy-reports/*' -not -path '*/release-story/*' -print0 \
+	@find notebooks -name '*.ipynb' -not -path '*/.*' -not -path '*/nbdeploy-reports/*' -not -path '*/*-story/*' -print0 \
 	    | xargs -0r $(BIN)/nbstripout --keep-id --verify
 
 bench: $(INSTALLED)  ## run every benchmark
@@ -48,7 +48,7 @@ bench: $(INSTALLED)  ## run every benchmark
 clean:  ## remove all that these targets made
 	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -prune -exec rm -rf {} +
-	@find . \( -name .ipynb_checkpoints -o -name nbdeploy-reports -o -name release-story \) -prune -exec rm -rf {} +
+	@find . \( -name .ipynb_checkpoints -o -name nbdeploy-reports -o -name '*-story' \) -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null || { \

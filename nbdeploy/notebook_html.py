@@ -49,6 +49,7 @@ def page(notebook: Any, title: str) -> str:
     config = Config()
     config.NbConvertBase.display_data_priority = _SHOWN
     config.HTMLExporter.exclude_anchor_links = True
+    config.HTMLExporter.exclude_output_prompt = True
     config.HTMLExporter.embed_images = True
     config.TagRemovePreprocessor.enabled = True
     config.TagRemovePreprocessor.remove_input_tags = hidden

@@ -25,9 +25,12 @@ from nbdeploy import (
     watching,
 )
 from nbdeploy.errors import DriftError, InputError, NbdeployError, RetrainError
+from nbdeploy.progress import visible
 from nbdeploy.retraining_result import Retrained
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from nbdeploy.gate_result import GateResult
     from nbdeploy.model_store import ModelVersion
     from nbdeploy.notebook_run import Executed, Prepared
@@ -62,7 +65,7 @@ def retrain(
     `save` becomes a candidate, which the gate of `validate`, and every one that promotions need, judges on the newest rows.
     No request is answered by it. Both notebooks are kept as executed.
 
-    The rows are in the memory of this process while they are written. The file is deleted when the notebook has ended.
+    The rows are in the memory of this process while they are written. The files are deleted at the end: the log alone keeps what was asked.
 
     Parameters
     ----------
@@ -120,7 +123,8 @@ def retrain(
         told = {"name": name, "target": rows.target, "since": since, "until": until}
         prepared = prepared.told({key: value for key, value in told.items() if value is not None})
         run = _Run(name, base, rows, prepared, {"since": _text(since), "until": _text(until)})
-        with run.told_on_interrupt():
+        progress = progress and visible()  # a scheduler's log wants no bars
+        with run.in_a_place():
             executed, version = run.trained(progress)
             gate = run.judged(version, env=env, timeout=timeout, progress=progress)
             rollout = _rolled(name, version) if then and gate.passed else ""
@@ -143,6 +147,8 @@ def retrain(
 class _Run:
     """One retraining: its rows, its notebook, and what that saves."""
 
+    place: Path  # while it runs
+
     def __init__(
         self, name: str, base: ModelVersion, rows: LabelledRows, prepared: Prepared, window: Mapping[str, str]
     ) -> None:
@@ -161,24 +167,29 @@ class _Run:
         return [one for one in known if (one.provenance.get("retrained") or {}).get("id") == self.id]
 
     @contextmanager
-    def told_on_interrupt(self) -> Iterator[None]:
+    def in_a_place(self) -> Iterator[None]:
+        """Have a folder for the rows while the block runs; an interrupt is told what had been saved before it."""
+        self.place = home.folder("retrain", self.name, self.id)
         try:
             yield
         except KeyboardInterrupt:
             if tags := ", ".join(version.tag for version in self.saved()):
                 sys.stderr.write(f"nbdeploy: {tags} had been saved before the interrupt, and gets no traffic\n")
             raise
+        finally:
+            shutil.rmtree(self.place, ignore_errors=True)
+
+    def written(self, what: str, rows: pd.DataFrame) -> str:
+        """The path of a Parquet file of `rows`."""
+        path = self.place / f"{what}.parquet"
+        home.write_atomic(path, rows.to_parquet(None, index=False))
+        return str(path)
 
     def trained(self, progress: bool) -> tuple[Executed, ModelVersion]:
         """Run the notebook on the rows, and find the version that it saved."""
-        place = home.folder("retrain", self.name, self.id)
-        try:
-            data = place / f"{DATA}.parquet"
-            home.write_atomic(data, self.rows.training.to_parquet(None, index=False))
-            untold = {provenance.RETRAINING: json.dumps(self.facts)}
-            executed = self.prepared.told({DATA: str(data)}).run(untold=untold, progress=progress)
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
+        data = self.written(DATA, self.rows.training)
+        untold = {provenance.RETRAINING: json.dumps(self.facts)}
+        executed = self.prepared.told({DATA: data}).run(untold=untold, progress=progress)
         saved, called = self.saved(), self.prepared.path.name
         mine = [version for version in saved if version.name == self.name]
         if executed.error:
@@ -200,7 +211,9 @@ class _Run:
             self.judged_by = self.rows.held_out.head(0)
             if len(self.rows.held_out):
                 self.notes.append(f"the gate judged by the stored sample: the log holds no {', '.join(unseen)[:80]}")
-        data = {"data": self.judged_by, "target": self.rows.target} if len(self.judged_by) else {}
+        data: dict[str, Any] = {}
+        if len(self.judged_by):
+            data = {"data": self.written("held_out", self.judged_by), "target": self.rows.target}
         try:
             found: Any = validation.validate(self.name, version.version, **data, **options, progress=progress)
         except NbdeployError as error:

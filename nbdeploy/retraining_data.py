@@ -131,7 +131,7 @@ def truth_like(labels: Sequence[Any], example: pd.Series) -> tuple[pd.Series, np
 
 def _target(version: ModelVersion) -> str:
     target = version.signature.target or TARGET
-    if isinstance(version.labels, pd.DataFrame):
+    if isinstance(version.labels, pd.DataFrame) or PREDICTION not in version.expected:
         msg = f"{version.tag} has several targets, and a label is one value"
         raise RetrainError(msg, "Train it from your own data, and save it.")
     taken = {column.name for column in version.signature.columns}
@@ -145,8 +145,7 @@ def _example(version: ModelVersion) -> pd.Series:
     labels = version.labels
     if isinstance(labels, pd.Series):
         return labels
-    expected = version.expected
-    return expected[PREDICTION] if PREDICTION in expected else expected.iloc[:, 0]
+    return version.expected[PREDICTION]
 
 
 def _kind(example: pd.Series) -> str:

@@ -109,7 +109,7 @@ def tags():
 @pytest.mark.timeout(120)
 def test_what_the_notebook_saves_is_judged_on_newer_rows_and_is_a_candidate_that_answers_nobody():
     look = "print(len(rows), target, since, list(rows), rows.dtypes.astype(str).tolist(), rows['n'].max())"
-    result = retrain(write(look, MODEL, SAVE), parameters={"shift": "0.5"}, since="2h")
+    result = retrain(write(look, MODEL, SAVE), parameters={"shift": "0.25"}, since="2h")
 
     assert result.passed, result
     assert result.version.tag == "shop:v2"
@@ -117,7 +117,7 @@ def test_what_the_notebook_saves_is_judged_on_newer_rows_and_is_a_candidate_that
     executed = result.executed.notebook.read_text()
     types = "['float64', 'category', 'int32', 'float64']"
     assert f"160 price 2h ['a', 'who', 'n', 'price'] {types} 159" in executed
-    assert "shift = 0.5" in executed
+    assert "shift = 0.25" in executed
     better = next(check for check in result.gate.checks if check.name == "r2")
     assert better.value > 0.9
     told = result.version.provenance["retrained"]
@@ -136,12 +136,15 @@ def test_what_the_notebook_saves_is_judged_on_newer_rows_and_is_a_candidate_that
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_a_failed_gate_is_a_result_with_exit_code_1(capsys):
-    write(MODEL, SAVE)
+def test_a_failed_gate_is_a_result_with_exit_code_1_and_the_magic_starts_no_service(capsys):
+    write(MODEL, "model = Sum(shift)\n%load_ext nbdeploy\n%deploy model --name shop --data X --target y")
     code = __main__.main(["--json", "retrain", NAME, "--notebook", "train.ipynb", "-p", "shift=500"])
-    told = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    told = json.loads(out)
 
     assert code == 1
+    assert err == ""
+    assert nbdeploy.status(NAME).loc[NAME, "state"] == "stopped"
     assert not told["passed"]
     assert told["version"] == "v2"
     assert "failed its gate: r2: " in told["said"]
@@ -149,6 +152,25 @@ def test_a_failed_gate_is_a_result_with_exit_code_1(capsys):
     card = nbdeploy.card(NAME, "v2", progress=False).markdown
     assert "from v1 on 160 labelled rows of its log" in card
     assert nbdeploy.traffic(NAME).weights == {"v1": 100}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_rollout_begins_by_itself_only_when_the_gate_has_passed():
+    nbdeploy.serve(NAME, progress=False)
+    try:
+        failed = retrain(write(MODEL, SAVE), parameters={"shift": 500}, then="rollout")
+        assert not failed.done
+        assert nbdeploy.traffic(NAME).weights == {"v1": 100}
+
+        passed = retrain(Path("train.ipynb"), then="rollout")
+        assert passed.rollout == "started"
+        assert passed.said.endswith("; a rollout has begun")
+        assert nbdeploy.traffic(NAME).weights == {"v1": 99, "v3": 1}
+        with pytest.raises(RetrainError, match="shop:v3 is being rolled out already"):
+            retrain(Path("train.ipynb"), then="rollout")
+    finally:
+        nbdeploy.stop(NAME)
 
 
 # What goes wrong -------------------------------------------------------------------------------------------------
@@ -219,7 +241,7 @@ def test_without_drift_nothing_is_done_and_that_is_success(capsys, shop):
     line = ["retrain", NAME, "--notebook", "train.ipynb", "--if-drifted", "--drift-share", "1.0"]
     assert __main__.main(line) == 0
     said = capsys.readouterr().out
-    assert re.match(r"nothing was retrained: \d of 4 columns of shop have drifted, which is less than 100%", said)
+    assert re.match(r"nothing was retrained: 2 of \d columns of shop have drifted, which is less than 100%", said)
     assert __main__.main([*line, "--until", "5d"]) == 0
     assert "nothing was retrained: shop:v1" in capsys.readouterr().out
     assert not (shop / "ran").exists()
