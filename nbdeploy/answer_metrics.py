@@ -1,4 +1,4 @@
-"""How good answers are: the metrics in which versions are compared."""
+"""How good answers are: the metrics in which versions are compared, and measured over time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from nbdeploy.errors import CompareError, did_you_mean
+from nbdeploy.errors import CompareError, NbdeployError, did_you_mean
 
 Values = np.ndarray[Any, Any]
 
@@ -117,20 +117,28 @@ _OTHER_NAMES = {
 DEFAULTS = {"classification": "accuracy", "regression": "mae"}
 
 
-def metric_of(name: str | None, task: str) -> Metric:
+# What a gate calls them, and whether it has them negated, so that more is better.
+GATE_NAMES = {
+    "accuracy": {"accuracy": 1}, "balanced_accuracy": {"balanced_accuracy": 1}, "f1": {"f1_macro": 1, "f1": 1},
+    "auc": {"roc_auc": 1, "auc": 1}, "r2": {"r2": 1}, "mae": {"neg_mean_absolute_error": -1, "mae": 1},
+    "rmse": {"neg_root_mean_squared_error": -1, "rmse": 1},
+}  # fmt: skip
+
+
+def metric_of(name: str | None, task: str, error: type[NbdeployError] = CompareError) -> Metric:
     """The metric of that name, or the usual one of a task.
 
     Raises
     ------
-    CompareError
+    CompareError, or whatever `error` is
         There is none of that name, or it does not fit the task.
     """
     found = METRICS.get(_OTHER_NAMES.get(name, name) if name else DEFAULTS[task])
     fitting = [metric.name for metric in METRICS.values() if metric.task == task]
     if found is None:
         msg = f"{name!r:.80} is no metric"
-        raise CompareError(msg, did_you_mean(str(name), fitting))
+        raise error(msg, did_you_mean(str(name), fitting))
     if found.task != task:
         msg = f"{found.name} is a metric for {found.task}, and this model does {task}"
-        raise CompareError(msg, f"Use one of {', '.join(fitting)}.")
+        raise error(msg, f"Use one of {', '.join(fitting)}.")
     return found

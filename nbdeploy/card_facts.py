@@ -81,7 +81,7 @@ def collect(version: Subject) -> dict[str, Any]:
         "parameters": _plain(provenance.get("parameters")) or {},
         "provenance": {
             key: _plain(provenance.get(key))
-            for key in ("model", "framework", "format", "notebook", "git", "python", "platform", "user")
+            for key in ("model", "framework", "format", "notebook", "git", "python", "platform", "user", "retrained")
         },
         "cells": _cells(provenance.get("cells")),
     }

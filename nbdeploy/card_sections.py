@@ -255,6 +255,10 @@ def _provenance(facts: Mapping[str, Any]) -> Iterable[Any]:
     for name, key in (("Model", "model"), ("Stored as", "format"), ("Notebook", "notebook"), ("Platform", "platform")):
         if known.get(key):
             rows.append((name, Code(one_line(known[key], 300))))
+    if isinstance(retrained := known.get("retrained"), dict):
+        window = "".join(f" {word} {retrained[word]}" for word in ("since", "until") if retrained.get(word))
+        told = f"from {retrained.get('of')} on {retrained.get('rows')} labelled rows of its log{window}"
+        rows.append(("Retrained", one_line(told, 300)))
     if isinstance(git, dict):
         dirty = ", with changes that were not committed" if git.get("dirty") else ""
         rows.append(("Git commit", (Code(one_line(git.get("commit", ""), 64)), dirty)))

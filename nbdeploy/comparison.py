@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nbdeploy import label_log, model_store, prediction_log, routing, version_numbers
-from nbdeploy.comparison_plot import short
 from nbdeploy.comparison_result import Comparison
 from nbdeploy.comparison_sides import Answers, Lines, Subject, count, joined, percent
 from nbdeploy.errors import CompareError
 from nbdeploy.model_store import ModelVersion
+from nbdeploy.plot import short
 from nbdeploy.routing import Traffic
 from nbdeploy.version_numbers import VersionNumbers
 from nbdeploy.watching import must_be_known

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nbdeploy import comparison_plot, release_statistics
-from nbdeploy.comparison_plot import short
+from nbdeploy import plot, release_statistics
 from nbdeploy.comparison_sides import Lines, Subject, Values, category, count, numbers_of, percent
+from nbdeploy.plot import short
 
 MAX_ROWS = 20  # that differ most
 # How far apart two numbers may be and still agree: a share of the spread of the live answers.
@@ -62,15 +62,13 @@ def _numbers(about: Subject, lines: Lines, live: Values, candidate: Values) -> A
     lines.add_distance(found)
     told = _SIZES[found.size].format(about.live.version)
     sentence = f"{about.candidate.version}'s answers are {told}, {short(now)} on average instead of {short(was)}"
-    return Apart(
-        sentence, comparison_plot.histograms(live, candidate, about.versions, "Share of the answers"), pd.DataFrame()
-    )
+    return Apart(sentence, plot.histograms(live, candidate, about.versions, "Share of the answers"), pd.DataFrame())
 
 
 def _categories(about: Subject, lines: Lines, live: Values, candidate: Values) -> Apart:
     found = release_statistics.distance_of_categories(live.tolist(), candidate.tolist())
     was, now = Counter(live.tolist()), Counter(candidate.tolist())
-    common = [value for value, _ in (was + now).most_common(comparison_plot.MAX_BARS)]
+    common = [value for value, _ in (was + now).most_common(plot.MAX_BARS)]
     shares = [(was[value] / len(live), now[value] / len(candidate)) for value in common]
     for value, pair in zip(common[:5], shares, strict=False):
         interval = release_statistics.proportions((was[value], now[value]), (len(live), len(candidate)))
@@ -83,7 +81,7 @@ def _categories(about: Subject, lines: Lines, live: Values, candidate: Values) -
         f"{about.candidate.version}'s answers are {told}, {percent(after)} {_shown(most)} instead of {percent(before)}"
     )
     named, before_each, after_each = [*map(_shown, common)], [pair[0] for pair in shares], [pair[1] for pair in shares]
-    drawn = comparison_plot.bars(named, before_each, after_each, about.versions, "Share of the answers")
+    drawn = plot.bars(named, before_each, after_each, about.versions, "Share of the answers")
     return Apart(sentence, drawn, pd.DataFrame())
 
 
@@ -99,7 +97,7 @@ def _paired_numbers(about: Subject, lines: Lines, live: Values, candidate: Value
     lines.add_one(f"answers that agree within {short(tolerance)}", rate.estimate, rate, "95 % for one look (Wilson)")
     lines.add_one("mean distance of the two answers", mean)
     sentence = f"{_agrees(about, rate, f' within {short(tolerance)}')}, {short(mean)} apart on average"
-    drawn = comparison_plot.cloud(live[kept], candidate[kept], about.versions, "The two answers to each row")
+    drawn = plot.cloud(live[kept], candidate[kept], about.versions, "The two answers to each row")
     return Apart(sentence, drawn, _most_different(about, np.where(kept, gaps, np.inf)))
 
 

@@ -9,13 +9,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from nbdeploy import comparison_plot, release_statistics
+from nbdeploy import plot, release_statistics
 from nbdeploy.answer_metrics import Metric, Values, metric_of
-from nbdeploy.comparison_plot import short
 from nbdeploy.comparison_sides import Answers, Lines, Subject, category, count, is_number, joined, numbers_of, percent
 from nbdeploy.errors import CompareError
+from nbdeploy.plot import short
 from nbdeploy.release_statistics import MIN_ROWS, Difference, Sequential
 
 LOOKS = 60  # of the picture over time
@@ -87,8 +86,8 @@ def measured(about: Subject, lines: Lines, classes: Sequence[Any] | None, wanted
     _add(lines, metric, found, paired=about.shadow)
     rows = len(live) if about.shadow else len(live) + len(candidate)
     sentence = f"{_words(metric, found, about.versions)} on {count(rows, 'labelled prediction')}"
-    plot = partial(_over_time, about, metric, (live.times, candidate.times), arrays)
-    return Measured(sentence, metric, found, plot if metric.each is not None else str)
+    drawn = partial(_over_time, about, metric, (live.times, candidate.times), arrays)
+    return Measured(sentence, metric, found, drawn if metric.each is not None else str)
 
 
 def _labelled(side: Answers, metric: Metric) -> Answers:
@@ -183,7 +182,6 @@ def _over_time(
     scale, unit = (100, ", in points") if metric.points else (1, "")
     estimates, lows, highs = ([scale * getattr(seen, end) for _, seen in looks] for end in ("estimate", "low", "high"))
     title = f"{about.candidate.version} minus {about.live.version}: {metric.words}{unit}, 95 % sure at every look"
-    # Of what came within an hour, the day says nothing, and the minute too little.
-    short_time = bool(looks) and looks[-1][0] - looks[0][0] < np.timedelta64(1, "h")
-    when = [f"{pd.Timestamp(moment):{'%H:%M:%S' if short_time else '%Y-%m-%d %H:%M'}}" for moment, _ in looks]
-    return comparison_plot.over_time(when, estimates, lows, highs, title)
+    version = about.candidate.version
+    line = plot.Line("", [moment for moment, _ in looks], estimates, lows, highs, version)
+    return plot.over_time([line], title, limit=0.0, limit_name="no difference")

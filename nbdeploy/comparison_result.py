@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from nbdeploy.comparison_plot import short
 from nbdeploy.drift_columns import shortened, visible
+from nbdeploy.plot import short
 
 if TYPE_CHECKING:
     from nbdeploy.release_statistics import Difference

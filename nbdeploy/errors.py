@@ -10,13 +10,20 @@ NbdeployError
 │   └── PortBusy     the wished port belongs to somebody else
 ├── ReleaseError     a change of traffic that is refused, or that a version prevents
 ├── GateError        a gate that could not be run (a failed gate is a value, not an error)
+├── NotebookError    another notebook that could not be run (one that raises is a value, too)
+├── RetrainError     a retraining that cannot begin, or made no version
 ├── CompareError     two versions of which nothing can be said
+├── ReportError      a report that does not fit the deployment, its task or its log
+├── QualityError     answers of which nobody can say how good they were
+├── AlertError       a rule or a target of alerts that cannot be used
+│   └── RuleError        a rule that does not parse; it shows the spot
 └── DriftError       nothing to compare
 """
 
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -102,8 +109,60 @@ class GateError(NbdeployError):
     """A gate could not be run at all."""
 
 
+class NotebookError(NbdeployError):
+    """A notebook that is no gate could not be run at all."""
+
+
+class RetrainError(NbdeployError):
+    """A retraining cannot begin, or its notebook made no version. What it made, if anything, gets no traffic."""
+
+
 class CompareError(NbdeployError):
     """Of two versions nothing can be said."""
+
+
+class ReportError(NbdeployError):
+    """A report does not fit the deployment, its task or its log."""
+
+
+class QualityError(NbdeployError):
+    """How good answers were cannot be said."""
+
+
+class AlertError(NbdeployError):
+    """A rule of alerts, or where it is told, cannot be used."""
+
+
+class RuleError(AlertError):
+    """A rule does not parse. As text it is the message, then the rule, then a mark under the spot.
+
+    Attributes
+    ----------
+    rule : str
+        As it was given.
+    position, length : int
+        Which of its characters are at fault, from 0 on.
+    """
+
+    def __init__(self, message: str, rule: str, position: int, length: int = 1, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.rule, self.position, self.length = rule, position, max(1, length)
+
+    def __str__(self) -> str:
+        return "\n".join([super().__str__(), *self._spot()])
+
+    def to_dict(self) -> dict[str, Any]:
+        facts = {"rule": self.rule, "position": self.position, "length": self.length}
+        return {**super().to_dict(), "error": super().__str__(), **facts}
+
+    def _render_traceback_(self) -> list[str]:
+        first, *hint = super()._render_traceback_()
+        return [first, *self._spot(), *hint]
+
+    def _spot(self) -> list[str]:
+        end = self.position + self.length
+        marks = " " * _width(self.rule[: self.position]) + "^" * max(1, _width(self.rule[self.position : end]))
+        return [f"  {''.join(map(_shown, self.rule))}", f"  {marks}"]
 
 
 class DriftError(NbdeployError):
@@ -119,6 +178,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         return ""
     shown = ", ".join(words[:8]) + (f" and {len(words) - 8} more" if len(words) > 8 else "")
     return f"Known: {shown}."
+
+
+def _shown(char: str) -> str:
+    # One column for one character, or the mark would stand elsewhere.
+    return char if char.isprintable() else "\N{REPLACEMENT CHARACTER}"
+
+
+def _width(text: str) -> int:
+    """How many columns of a terminal `text` takes."""
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + wide - sum(unicodedata.combining(char) > 0 for char in text)
 
 
 def _one_line(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import logging
 import re
@@ -10,18 +9,18 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from nbdeploy import gate_notebook, gate_secrets, home
 from nbdeploy.errors import GateError, NbdeployError
 from nbdeploy.gate_parameters import JSON, fitted
 from nbdeploy.gate_result import JUDGED, Check, GateResult, check, end
 from nbdeploy.gate_secrets import Secrets
+from nbdeploy.notebook_thread import NotebookThread
 
 if TYPE_CHECKING:
     from nbdeploy.gate_runner import Recording
@@ -31,17 +30,14 @@ __all__ = [
     "GateResult",
     "GateRun",
     "Job",
-    "Watched",
     "check",
     "declared_names",
     "end",
     "prepare",
     "run",
-    "show_progress",
     "start",
 ]
 
-MAX_OUTPUT = 20_000_000
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -74,17 +70,7 @@ class Job:
         return replace(self, parameters=parameters, url=str(values.get("url", "")))
 
 
-class Watched(Protocol):
-    """What a bar shows."""
-
-    @property
-    def progress(self) -> tuple[int, int]: ...
-
-    @property
-    def state(self) -> str: ...
-
-
-class GateRun:
+class GateRun(NotebookThread[GateResult]):
     """A gate that runs in a thread of its own. It ends with its caller: no kernel outlives the process.
 
     Attributes
@@ -97,87 +83,22 @@ class GateRun:
         What it is doing: the heading above the current cell.
     """
 
+    noun = "gate"
+
     def __init__(self, job: Job, on_progress: Callable[[int, int], None] | None, shown: bool) -> None:
-        self.progress = (0, 0)
-        self.state = "starting"
         self._job = job
-        self._on_progress = on_progress
-        self._shown = shown
-        self._recording: Recording | None = None
-        self._cancelled = False
-        self._result: GateResult | None = None
-        self._error: BaseException | None = None
-        self._ended = threading.Event()
-        atexit.register(self.cancel)
-        threading.Thread(target=self._run, name="nbdeploy-gate", daemon=True).start()
-
-    @property
-    def done(self) -> bool:
-        return self._ended.is_set()
-
-    def result(self, timeout: float | None = None) -> GateResult:
-        """Return the verdict, after waiting for it at most `timeout` seconds, or raise what prevented it."""
-        if not self._ended.wait(timeout):
-            msg = f"The gate is still running after {timeout} s: {self.state}"
-            raise TimeoutError(msg)
-        if self._error is not None:
-            raise self._error
-        assert self._result is not None
-        return self._result
-
-    def wait(self) -> GateResult:
-        """Wait for the verdict under a progress bar. An interrupt kills the kernel before it is raised again."""
-        try:
-            if self._shown:
-                show_progress({self._job.title: self}, self._ended.wait)
-            return self.result()
-        except BaseException:
-            self.cancel()
-            if self._recording is not None:  # else there is no kernel, and none will be started
-                self._ended.wait(15)
-            raise
-
-    def cancel(self) -> None:
-        """Kill the gate's kernel; the result then says that it was cancelled."""
-        self._cancelled = True
-        if self._recording is not None and not self.done:
-            self._recording.cancelled = True
-            self._recording.leash.cut()
-
-    def __repr__(self) -> str:
-        done, total = self.progress
-        return repr(self._result) if self._result else f"Gate running, {done} of {total} cells: {self.state}"
-
-    def _on_cell(self, done: int, total: int, heading: str) -> None:
-        self.state = heading or self.state
-        self.progress = (done, total)
-        if self._on_progress is not None:
-            try:
-                self._on_progress(done, total)
-            except Exception:  # who watches must not change what is seen
-                logging.getLogger("nbdeploy.gate").exception("on_progress raised")
-
-    def _run(self) -> None:
-        try:
-            self._result = self._work()
-        except BaseException as error:  # noqa: BLE001 - result() raises it, in the thread that asks
-            self._error = error
-        finally:
-            atexit.unregister(self.cancel)
-            self._ended.set()
+        super().__init__(job.title, on_progress, shown)
 
     def _work(self) -> GateResult:
-        from nbdeploy import gate_runner, gate_verdict
+        from nbdeploy import gate_verdict
 
         job = self._job
-        notebook = gate_runner.load(job.source, job.path)
-        self._recording = recording = gate_runner.Recording(secrets.token_hex(16), MAX_OUTPUT, self._on_cell)
-        if self._cancelled:  # before there was anything to cancel
-            self.cancel()
         started, clock = datetime.now(timezone.utc), time.monotonic()
         env = {**job.env, JUDGED: f"{job.deployment} {job.url}"}
-        gate_runner.execute(notebook, job.parameters, recording, folder=job.path.parent, env=env, timeout=job.timeout)
-        recording.hide(job.secrets)
+        recording = self._executed(
+            job.source, job.path, job.parameters, nonce=secrets.token_hex(16), folder=job.path.parent, env=env,
+            timeout=job.timeout, hidden=job.secrets,
+        )  # fmt: skip
         why = gate_verdict.reason(recording, job.timeout, job.secrets.hide)
         name = f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}.ipynb"
         result = GateResult(
@@ -316,29 +237,6 @@ def run(
         tokens=tokens,
         copies=copies,
     ).wait()
-
-
-def show_progress(bars: Mapping[str, Watched], ended: Callable[[float], bool]) -> None:
-    """Draw one bar for each title until `ended`, which waits for that many seconds, says so.
-
-    Drawn in the caller's thread: a widget belongs to the cell that runs.
-    """
-    from tqdm.auto import tqdm
-
-    with ExitStack() as open_bars:
-        drawn = [
-            (open_bars.enter_context(tqdm(desc=title, unit="cell", total=1, position=place)), watched)
-            for place, (title, watched) in enumerate(bars.items())
-        ]
-        over = False
-        while not over:
-            over = ended(0.1)
-            for bar, watched in drawn:
-                done, total = watched.progress
-                if (bar.n, bar.total, bar.postfix) != (done, total or 1, watched.state):
-                    bar.n, bar.total = done, total or 1
-                    bar.set_postfix_str(watched.state, refresh=False)
-                    bar.refresh()
 
 
 def declared_names(notebook: Path) -> list[str]:

@@ -31,6 +31,7 @@ class Evidence:
         Of the result. The executed notebook is beside it.
     passed : bool
         Decided anew from the checks.
+    checks : tuple of Check
     """
 
     path: Path
@@ -41,6 +42,7 @@ class Evidence:
     reason: str
     started: datetime
     parameters: Mapping[str, Any]
+    checks: tuple[Check, ...] = ()
 
 
 def notebook_of(gate: Mapping[str, Any]) -> Path:
@@ -148,6 +150,7 @@ def _read(path: Path, name: str) -> Evidence | None:
             reason=told["reason"] or "its evidence is not whole",
             started=started if started.tzinfo else started.replace(tzinfo=timezone.utc),
             parameters=dict(told["parameters"]),
+            checks=tuple(checks),
         )
     except (NbdeployError, LookupError, TypeError, ValueError, AttributeError, OSError, RecursionError):
         return None

@@ -12,9 +12,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from nbdeploy.errors import GateError
-from nbdeploy.gate import GateRun, Job, show_progress
+from nbdeploy.gate import GateRun, Job
 from nbdeploy.gate_parameters import JSON
 from nbdeploy.gate_result import GateResult
+from nbdeploy.notebook_thread import show_progress
 
 Served = Callable[[Callable[[], None]], AbstractContextManager[Mapping[str, JSON]]]
 

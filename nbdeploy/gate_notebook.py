@@ -1,4 +1,4 @@
-"""A gate as it stands in its file: read, without what an earlier run left in it, and told from every other by a digest."""
+"""A gate, or any notebook to run, as it stands in its file: read, without what an earlier run left in it, and told from every other by a digest."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _END_CELL = "# Added by nbdeploy: shows that the notebook came to its end with i
 _END_TAG = "nbdeploy-end"
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The notebook as JSON, without what an earlier run left in it, and with our last cell.
+def read(path: Path, *, is_gate: bool = True) -> dict[str, Any]:
+    """The notebook as JSON, without what an earlier run left in it, and for a gate with our last cell.
 
     Read without nbformat, whose import takes more than a second: the caller waits for this.
 
@@ -40,15 +40,16 @@ def read(path: Path) -> dict[str, Any]:
         msg = f"{path} is not a Jupyter notebook"
         raise GateError(msg, f"{type(error).__name__}: {error}.") from error
     if major != 4:
-        msg = f"{path.name} has the notebook format {str(major)[:10]}, and a gate needs 4"
+        msg = f"{path.name} has the notebook format {str(major)[:10]}, and 4 is needed"
         raise GateError(msg, "Open it in JupyterLab and save it.")
     if str(language or "python").lower() not in {"python", "ipython"}:
-        msg = f"{path.name} is written in {language}, and a gate runs in Python"
+        msg = f"{path.name} is written in {language}, and only Python is run"
         raise GateError(msg)
     # An earlier run's parameters would silently decide this one. What was executed once has our last cell already.
     left = {"injected-parameters", _END_TAG}
     kept = [cell for cell in cells if not left & {str(tag) for tag in cell["metadata"]["tags"]}]
-    kept.append({"cell_type": "code", "source": _END_CELL, "metadata": {"tags": [_END_TAG]}})
+    if is_gate:
+        kept.append({"cell_type": "code", "source": _END_CELL, "metadata": {"tags": [_END_TAG]}})
     for number, cell in enumerate(kept):
         cell["id"] = f"cell-{number}"
         if cell["cell_type"] == "code":

@@ -1,6 +1,6 @@
-"""How a gate's notebook is run by Papermill: in a kernel of this interpreter, on a leash, with everything it says heard.
+"""How a notebook is run by Papermill: in a kernel of this interpreter, on a leash, with everything it says heard.
 
-Imported only when a gate runs, because it loads Papermill.
+Imported only when one runs, because it loads Papermill.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LIMIT_MESSAGES = {"stream", "display_data", "update_display_data", "execute_res
 
 
 class Leash:
-    """The gate's kernel with everything in its process group, to be cut from any thread at any time."""
+    """A notebook's kernel with everything in its process group, to be cut from any thread at any time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -101,9 +101,9 @@ class Leash:
 
 @dataclass
 class Recording:
-    """What one run of a gate said and did, as heard from outside the kernel."""
+    """What one run of a notebook said and did, as heard from outside the kernel."""
 
-    nonce: str
+    nonce: str  # of a gate; "" for a notebook that is none
     limit: int
     on_cell: Callable[[int, int, str], None]
     leash: Leash = field(default_factory=Leash)
@@ -121,6 +121,15 @@ class Recording:
     cancelled: bool = False
     failure: Exception | None = None
     stderr: str = ""
+
+    @property
+    def is_gate(self) -> bool:
+        return bool(self.nonce)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its last cell was executed, and it did not ask to stop."""
+        return not self.quit and (self.claimed is not None or not self.is_gate)
 
     def hear(self, kind: str, content: Mapping[str, Any], cell: int) -> None:
         """Take in one message of the kernel; outputs that are cleared or hidden later count all the same."""
@@ -178,7 +187,7 @@ def execute(
     env: Mapping[str, str],
     timeout: float,
 ) -> None:
-    """Run `notebook` to its end or its first fault, and leave in `recording` what happened. Never raises for the gate."""
+    """Run `notebook` to its end or its first fault, and leave in `recording` what happened. Never raises for what it does."""
     if parameters:
         notebook = parameterize_notebook(notebook, dict(parameters), kernel_name="python3", language="python")
     recording.notebook = notebook
@@ -272,7 +281,7 @@ class _Client(PapermillNotebookClient):
 
     def papermill_execute_cells(self) -> None:
         super().papermill_execute_cells()
-        if self.recording.claimed is not None and not self.recording.quit:
+        if self.recording.is_over:
             self.shutdown_kernel = "graceful"  # it came to its end: let its atexit hooks run
 
     def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
@@ -313,7 +322,7 @@ class _Engine(NBClientEngine):
             kernel_name=kernel_name,
             log=_LOG,
             resources={"metadata": {"path": str(options["folder"])}},
-            force_raise_errors=True,  # a cell tagged raises-exception stops the gate too
+            force_raise_errors=True,  # a cell tagged raises-exception stops it too: to Papermill it failed
             coalesce_streams=True,
             shutdown_kernel="immediate",
             shell_timeout_interval=1,

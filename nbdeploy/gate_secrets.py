@@ -80,7 +80,7 @@ class Secrets:
 
 
 def environment(env: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]:
-    """What a gate's kernel is given beside our own environment.
+    """What a notebook's kernel is given beside our own environment.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def environment(env: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]
             raise GateError(msg)
         value: Any = given[name] if isinstance(given, Mapping) else os.environ.get(name)
         if value is None:
-            msg = f"the environment has no {name}, which this gate needs"
+            msg = f"the environment has no {name}, which this notebook needs"
             raise GateError(msg, f"Set it first; in a notebook: env={{{name!r}: getpass()}}.")
         if not isinstance(value, str) or "\0" in value:
             msg = f"env gives {name} a {type(value).__name__}" + (" with a NUL" if isinstance(value, str) else "")

@@ -1,4 +1,4 @@
-"""Why a gate did not pass, in one line, from what was heard of its run."""
+"""Why a gate did not pass, or another notebook did not come to its end, in one line, from what was heard of its run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 from nbdeploy.gate_runner import Recording
 
+_SKIPPED = "skip-execution"  # the tag that Papermill goes by
+
 
 def reason(recording: Recording, timeout: float, hide: Callable[[str], str] = str) -> str:
     """Why the gate did not pass, in one line; empty only when everything held.
@@ -18,15 +20,14 @@ def reason(recording: Recording, timeout: float, hide: Callable[[str], str] = st
     failed = [str(one) for _, one in sorted(recording.checks.items()) if not one.passed]
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
     reasons = [f"{failed[0]}{more}"] if failed else []
-    if fault := _fault(recording, timeout, hide):
-        reasons.append(fault)
+    if short := fault(recording, timeout, hide) or _unproven(recording):
+        reasons.append(short)
     return "; ".join(reasons)
 
 
-def _fault(recording: Recording, timeout: float, hide: Callable[[str], str]) -> str:  # noqa: C901 - one line per way to fall short
-    cells = [
-        cell for cell in recording.notebook.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])
-    ]
+def fault(recording: Recording, timeout: float, hide: Callable[[str], str] = str) -> str:  # noqa: C901 - one line per way to fall short
+    """What kept a notebook from its end, in one line; "" where nothing did. In a gate every cell has to run."""
+    cells = [cell for cell in recording.notebook.cells if "papermill-error-cell-tag" not in _tags(cell)]
     where = _label(cells, recording.at) if recording.at is not None else "the start of its kernel"
     if recording.cancelled:
         return f"it was cancelled in {where}"
@@ -47,13 +48,23 @@ def _fault(recording: Recording, timeout: float, hide: Callable[[str], str]) -> 
         return f"it stopped in {where}: {' '.join(hide(str(recording.failure)).split())[:200] or type(recording.failure).__name__}"
     for index, cell in enumerate(cells):
         if cell.cell_type == "code" and cell.source.strip() and recording.statuses.get(index) != "ok":
-            skipped = " (tag skip-execution)" if "skip-execution" in cell.metadata.get("tags", []) else ""
-            return f"{_label(cells, index)} was not executed{skipped}"
+            skipped = _SKIPPED in _tags(cell)
+            if recording.is_gate or not skipped:
+                return f"{_label(cells, index)} was not executed{f' (tag {_SKIPPED})' if skipped else ''}"
+    return ""
+
+
+def _unproven(recording: Recording) -> str:
+    """What a gate that came to its end lacks for a pass."""
     if recording.claimed is None:
         return "it did not come to its end"
     if recording.claimed != len(recording.checks):
         return f"it made {recording.claimed} checks of which {len(recording.checks)} arrived; show checks, do not capture them"
     return "" if recording.checks else "no check was recorded; a gate needs at least one nbdeploy.check(...)"
+
+
+def _tags(cell: Any) -> list[str]:
+    return list(cell.metadata.get("tags", []))
 
 
 def _label(cells: list[Any], index: int) -> str:

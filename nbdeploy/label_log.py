@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import fcntl
+import html
 import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -20,7 +21,7 @@ import orjson
 import pandas as pd
 
 from nbdeploy.errors import InputError, NbdeployError
-from nbdeploy.home import check_name, private_folder, sync_folder
+from nbdeploy.home import private_folder, sync_folder
 from nbdeploy.log_clock import DAY
 from nbdeploy.log_segments import CLOCK, LINES, begun, clock_of, new_path, place
 from nbdeploy.signature import problem, shown
@@ -34,28 +35,81 @@ ID = re.compile(r"[0-9a-f]{16}-(?:0|[1-9]\d{0,8})", re.ASCII)
 
 @dataclass(frozen=True)
 class Labelled:
-    """How many labels were added to the log of a deployment."""
+    """What became of some labels.
+
+    Attributes
+    ----------
+    labels : int
+        How many predictions were labelled. Each of them is `new`, `changed` or the same as before.
+    new : int
+        Of them, those that had no label.
+    changed : int
+        Of them, those that had another one. That is kept too; the last one counts.
+    repeated : int
+        Labels that say what an earlier one had said, and those that a later one of the same call has replaced.
+    unknown : int
+        Ids, or keys, of which the log has no prediction. Labels by id are kept all the same, and count when the
+        prediction is there; of a key there is nothing to keep.
+    missing : int
+        Rows without a label, which were left out.
+    """
 
     name: str
     labels: int
+    new: int = 0
+    changed: int = 0
+    repeated: int = 0
+    unknown: int = 0
+    missing: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def __repr__(self) -> str:
-        return f"{self.labels} label{'' if self.labels == 1 else 's'} for {self.name}"
+        head = f"{self.labels:,} label{'' if self.labels == 1 else 's'} for {self.name}"
+        counts = {
+            "new": self.new, "changed": self.changed, "repeated": self.repeated,
+            "of no prediction in its log": self.unknown, "left out for want of a label": self.missing,
+        }  # fmt: skip
+        told = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        return f"{head}: {told}" if told else head
+
+    def _repr_html_(self) -> str:
+        return f"<div>{html.escape(repr(self))}</div>"
 
 
-def add(name: str, labels: Mapping[str, Any]) -> Labelled:
+@dataclass(frozen=True, eq=False)
+class Given:
+    """Labels by prediction id as they came, and what did not become one.
+
+    Attributes
+    ----------
+    labels : dict
+    repeated, unknown, missing : int
+        See `Labelled`.
+    """
+
+    labels: dict[str, Any]
+    repeated: int = 0
+    unknown: int = 0
+    missing: int = 0
+
+
+def add(name: str, labels: Mapping[str, Any]) -> int:
     """Keep labels by prediction id. When this returns they are on the disk, also after a power cut.
 
-    Whether there is such a prediction is not looked up: its line may not be readable yet, or be gone by age. A label
+    Whether there is such a prediction is not looked up: it may be gone by age, and to know is to read the log. A label
     of an unknown one is kept, and shows nowhere.
 
     Parameters
     ----------
     labels : mapping
         Prediction id to a JSON value: a string, a number, a boolean; None takes a label back.
+
+    Returns
+    -------
+    int
+        How many there are.
 
     Raises
     ------
@@ -75,18 +129,18 @@ def add(name: str, labels: Mapping[str, Any]) -> Labelled:
         lines.append(orjson.dumps({"time": now, "labels": some}, option=orjson.OPT_APPEND_NEWLINE))
     if lines:
         _append(where, b"".join(lines))
-    return Labelled(check_name(name), len(labels))
+    return len(labels)
 
 
 def label_problems(labels: Mapping[Any, Any]) -> Iterator[dict[str, Any]]:
     """What in `labels` is no label, or not of a prediction id."""
     for key, value in labels.items():
-        column = key[:80] if isinstance(key, str) else str(key)[:80]
         if not isinstance(key, str) or not ID.fullmatch(key):
+            column = key[:80] if isinstance(key, str) else str(key)[:80]
             yield problem(None, column, "a prediction id", shown(key) if isinstance(key, str) else type(key).__name__,
                           "Send what `prediction_ids` had in the answer.")  # fmt: skip
-        elif hint := _fault(value):
-            yield problem(None, column, "a string, a number, true, false or null", shown(value), hint.strip())
+        elif not isinstance(value, bool) and (hint := _fault(value)):
+            yield problem(None, key[:80], "a string, a number, true, false or null", shown(value), hint.strip())
 
 
 def _fault(value: Any) -> str:
@@ -105,35 +159,109 @@ def _fault(value: Any) -> str:
     return " "
 
 
-def pairs(labels: Any) -> dict[str, Any]:
-    """Labels by prediction id from what a user has: a series indexed by prediction id, or a frame.
+def given(labels: Any, target: str = "", known: Sequence[str] = ()) -> Given:
+    """Labels by prediction id from what a user has: a series indexed by prediction id, a frame, or a mapping.
 
     Parameters
     ----------
     labels : Series, DataFrame or mapping
-        A frame has the columns ``prediction_id`` and ``label``; where the first is missing its index counts. Missing
-        labels are left out.
+        A frame has the column ``prediction_id``, else its index counts, and one of labels. Missing labels are left
+        out; of several labels of one prediction the last counts.
+    target, known : see `label_column`
 
     Raises
     ------
     InputError
         It is something else.
     """
-    if hasattr(labels, "to_pandas"):  # Polars, Arrow
-        labels = labels.to_pandas()
+    labels = as_pandas(labels)
     if isinstance(labels, pd.DataFrame):
-        if "label" not in labels.columns:
-            msg = f"the frame of labels has the columns {', '.join(map(str, labels.columns))[:200]} and no 'label'"
-            raise InputError(msg, hint="Name its columns prediction_id and label.")
-        ids = labels["prediction_id"] if "prediction_id" in labels.columns else labels.index
-        labels = pd.Series(labels["label"].to_numpy(), index=ids, dtype=labels["label"].dtype)
+        column = label_column(labels, target, known, ["prediction_id"])
+        ids = column_of(labels, "prediction_id") if "prediction_id" in labels.columns else labels.index
+        held = column_of(labels, column)
+        labels = pd.Series(held.to_numpy(), index=ids, dtype=held.dtype)
     if isinstance(labels, pd.Series):
         held = labels[labels.notna().to_numpy()]
-        return dict(zip(held.index, map(_plain, held.tolist()), strict=True))
+        found = dict(zip(held.index, plain_values(held), strict=True))
+        return Given(found, repeated=len(held) - len(found), missing=len(labels) - len(held))
     if isinstance(labels, Mapping):
-        return {key: _plain(value) for key, value in labels.items()}
+        return Given({key: _plain(value) for key, value in labels.items()})
     msg = f"labels is a {type(labels).__name__}"
     raise InputError(msg, hint="Pass a series indexed by prediction_id, or a frame with prediction_id and label.")
+
+
+def as_pandas(labels: Any) -> Any:
+    """Frames and series of Polars and Arrow as those of pandas; anything else as it is."""
+    return labels.to_pandas() if hasattr(labels, "to_pandas") else labels
+
+
+def keyed_frame(labels: Any, keys: Sequence[str], label: str) -> pd.DataFrame:
+    """Labels as a frame that has the keys as columns, as far as they are columns or levels of the index.
+
+    Parameters
+    ----------
+    label : str
+        What a series becomes a column of.
+
+    Raises
+    ------
+    InputError
+        It is no frame and no series.
+    """
+    frame = as_pandas(labels)
+    if isinstance(frame, pd.Series):
+        frame = frame.to_frame(label)
+    if not isinstance(frame, pd.DataFrame):
+        msg = f"labels is a {type(labels).__name__}, and to be joined it has to be a frame"
+        raise InputError(msg, hint="Pass a frame with the columns of on= and one of labels.")
+    levels = [key for key in keys if key in frame.index.names and key not in frame.columns]
+    return frame.reset_index(level=levels) if levels else frame
+
+
+def label_column(frame: pd.DataFrame, target: str, known: Sequence[str], keys: Sequence[str]) -> str:
+    """The column of a frame that holds the labels: `target`; else ``label``; else the first that is a name of `known`.
+
+    Parameters
+    ----------
+    target : str
+        What the user says; '' says nothing.
+    known : sequence of str
+        What the outcome is called in training.
+    keys : sequence of str
+        Columns that hold something else.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    wanted = [target] if target else [name for name in ("label", *known) if name and name not in keys]
+    for name in wanted:
+        if name in frame.columns and name not in keys:
+            return name
+    shown = ", ".join(map(str, frame.columns))[:200]
+    msg = f"the frame of labels has the columns {shown} and no {wanted[0]!r:.80}"
+    raise InputError(msg, hint="Call its column of labels label, or name it: target='late', say.")
+
+
+def column_of(frame: pd.DataFrame, name: str) -> pd.Series:
+    """The column of that name.
+
+    Raises
+    ------
+    InputError
+        There are several.
+    """
+    found = frame[name]
+    if isinstance(found, pd.DataFrame):
+        msg = f"the frame of labels has {found.shape[1]} columns {name!r:.80}"
+        raise InputError(msg, hint="Keep one of them.")
+    return found
+
+
+def plain_values(series: pd.Series) -> list[Any]:
+    """The values of a series as labels: plain ones, moments as their ISO 8601 text."""
+    return [_plain(value) for value in series.tolist()]
 
 
 def _plain(value: Any) -> Any:
@@ -166,7 +294,21 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(entry, dict) or not isinstance(entry.get("labels"), dict):
         return None
-    return None if not isinstance(entry.get("time"), (int, float)) or any(label_problems(entry["labels"])) else entry
+    if not isinstance(entry.get("time"), (int, float)):
+        return None
+    return entry if _are_plain(entry["labels"]) or not any(label_problems(entry["labels"])) else None
+
+
+def _are_plain(labels: Mapping[str, Any]) -> bool:
+    """Whether these labels, which were JSON, are all such as one sees at once; of others nothing is said."""
+    if not {*map(type, labels.values())} <= _PLAIN:
+        return False
+    told = " ".join(labels) + " "
+    return told.count(" ") == len(labels) and _IDS.fullmatch(told) is not None
+
+
+_PLAIN = frozenset({bool, int, type(None)})
+_IDS = re.compile(rf"(?:{ID.pattern} )*", re.ASCII)
 
 
 # -- files --------------------------------------------------------------------------------------------------

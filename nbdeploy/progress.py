@@ -17,7 +17,7 @@ class Step(Protocol):
 @contextmanager
 def steps(title: str, names: Sequence[str], shown: bool = True) -> Iterator[Step]:
     """A bar over named steps that goes away when the work is done."""
-    if not shown or not _visible():
+    if not shown or not visible():
         yield _unseen
         return
     from tqdm.auto import tqdm
@@ -45,7 +45,8 @@ def _unseen(_name: str = "", /, *, doing: str = "") -> None:
     """Stand in for a bar that nobody would see."""
 
 
-def _visible() -> bool:
+def visible() -> bool:
+    """Whether somebody would see a bar."""
     # A log file or a pipe gets no bar; a notebook's stderr is no terminal but shows one.
     ipython = sys.modules.get("IPython")
     return hasattr(ipython and ipython.get_ipython(), "kernel") or sys.stderr.isatty()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -19,6 +21,7 @@ from nbdeploy.errors import SaveError
 from nbdeploy.redaction import HIDDEN, IN_URL, KNOWN_FORMS, SECRET_NAME
 
 MAX_TEXT = 200
+RETRAINING = "NBDEPLOY_RETRAINING"  # what a retraining tells the kernel of its notebook, as JSON
 
 
 def here() -> dict[str, Any]:
@@ -29,7 +32,16 @@ def here() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "user": processes.user(),
+        **({"retrained": facts} if (facts := retraining()) else {}),
     }
+
+
+def retraining() -> dict[str, Any]:
+    """What this process is told of the retraining that it is part of; else nothing."""
+    with suppress(ValueError):
+        facts = json.loads(os.environ.get(RETRAINING) or "{}")
+        return facts if isinstance(facts, dict) else {}
+    return {}
 
 
 def of(written: Written, X: Any) -> dict[str, Any]:

@@ -14,13 +14,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from nbdeploy import deployment, gate_evidence, model_store, processes, rehearsal, routing
 from nbdeploy.errors import GateError, InputError, NbdeployError, NotFound, ReleaseError, did_you_mean
 from nbdeploy.home import check_name, lock
 from nbdeploy.model_store import ModelVersion
 from nbdeploy.progress import Step, steps
+from nbdeploy.release_history import History
 from nbdeploy.routing import Traffic
 from nbdeploy.signature_change import incompatibilities, output_changes
 from nbdeploy.version_choice import HEADER, sticky_by
@@ -199,19 +198,17 @@ def rollback(name: str, *, why: str = "", progress: bool = True) -> Traffic:
         return _switched(routing.change(name, edit, action="rollback", why=why), before, step, held)
 
 
-def history(name: str) -> pd.DataFrame:
+def history(name: str) -> History:
     """What happened to the traffic of `name`, newest first.
 
     Returns
     -------
-    DataFrame
-        ``time`` (UTC), ``who``, ``action``, ``from``, ``to``, ``why`` and ``evidence``, the executed notebook that a
-        promotion rests on.
+    History
+        A frame: ``time`` (UTC), ``who``, ``action``, ``from``, ``to``, ``why`` and ``evidence``, the executed notebook that a
+        promotion rests on. A notebook shows the shares over time above it.
     """
     must_be_known(name)
-    columns = ["time", "who", "action", "from", "to", "why", "evidence"]
-    steps_taken = pd.DataFrame(routing.history(name), columns=columns).fillna("")
-    return steps_taken.assign(time=pd.to_datetime(steps_taken["time"], utc=True, format="ISO8601").dt.floor("s"))
+    return History.of(routing.history(name))
 
 
 def must_be_promotable(name: str, version: str, force: str = "") -> list[str]:

@@ -84,7 +84,7 @@ export default { async render({ model, el }) {
 """
 
 
-_TONES = {"drift": "bad", "no drift": "good"}
+_TONES = {"drift": "bad", "failed": "bad", "no drift": "good", "passed": "good"}
 
 # Colours are JupyterLab's, so that they follow its theme. The first rule hides the "Error displaying widget" that it
 # writes when the kernel is gone: only that output carries the class itself.
@@ -189,6 +189,7 @@ def verdict_table(
     more: str = "",
     below: tuple[str, Sequence[str], Sequence[Sequence[str]]] | None = None,
     link: Path | None = None,
+    plain: bool = False,
 ) -> str:
     """Render a line of text, a table and a link to a page; all of it plain text, escaped here.
 
@@ -200,11 +201,13 @@ def verdict_table(
         A line below the table.
     below : tuple, optional
         The title, the head and the rows of a second table.
+    plain : bool
+        Whether the second cell of a row is no verdict.
     """
-    parts = [f"<p><b>{html.escape(summary)}</b></p>"]
+    parts = [f"<p><b>{html.escape(summary)}</b></p>"] if summary else []
     if notes:
         parts.append(f"<ul>{''.join(f'<li>{_note(note)}</li>' for note in notes)}</ul>")
-    parts.append(_table(head, rows))
+    parts.append(_table(head, rows, plain=plain))
     if more:
         parts.append(f"<p>{html.escape(more)}</p>")
     if below:
@@ -214,10 +217,10 @@ def verdict_table(
     return f'{_STYLE}<div class="nbdeploy-static">{"".join(parts)}</div>'
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, plain: bool = False) -> str:
     heads = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     lines = "".join(
-        f'<tr class="{_TONES.get(row[1], "none")}">'
+        f'<tr class="{"plain" if plain else _TONES.get(row[1], "none")}">'
         + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
         + "</tr>"
         for row in rows

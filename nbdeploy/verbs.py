@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -208,11 +209,72 @@ VERBS: dict[str, Verb] = {
               Argument("--fail-on-drift", "exit with code 1 on drift", Kind.FLAG)),
              "drift flight-delay --since 24h", local=frozenset({"fail_on_drift"}),
              succeeded=lambda result, values: not (values.get("fail_on_drift") and result.drifted)),
+        Verb("watch", "how a deployment does, on one page: traffic, times, errors, drift, quality, log",
+             (NAME, SINCE, UNTIL,
+              Argument("--every", "how long each window is: 5m, 1h, 1d; by default some that fits"),
+              Argument("--no-drift", "do not measure the drift, which takes seconds", Kind.OFF, "drift")),
+             "watch flight-delay --since 7d"),
+        Verb("alert", "keep a rule that the deployment is watched by, or show its rules",
+             (NAME, Argument("rule", "in quotes, 'error_rate > 2% over 30m for 2 windows' say: see docs/alerts.md; or the "
+                             "number of one", optional=True),
+              Argument("--to", "whom it tells: an address of Apprise (mailto://, slack://, json:// ...), or env:VARIABLE, "
+                       "which keeps it out of here; repeatable", Kind.LIST),
+              Argument("--off", "remove the rule", Kind.FLAG)),
+             "alert flight-delay 'drift.share > 0.3 for 2 windows' --to env:NBDEPLOY_ALERT_URL"),
+        Verb("alerts", "look at the rules once, and tell what is new",
+             (Argument("name", "one deployment; by default all that have rules", Kind.DEPLOYMENT, optional=True),
+              Argument("--dry-run", "tell nobody, and write nothing down", Kind.FLAG)),
+             "alerts flight-delay", succeeded=lambda result, _values: not result.exit_code),
+        Verb("export", "write what other tools need to know of a deployment",
+             (NAME, Argument("kind", "prometheus, for its rules of alerts; grafana, for a dashboard"),
+              Argument("to", "the folder, or the file; by default the working directory", Kind.FILE, optional=True),
+              Argument("--overwrite", "replace a file that is there already", Kind.FLAG)),
+             "export flight-delay prometheus monitoring/"),
+        Verb("report", "what a version was asked and answered, beside what it learned from, by Evidently",
+             (NAME,
+              Argument("--preset", "quality (without --metric the one there is), summary, classification, regression, "
+                       "text or drift"),
+              Argument("--metric", "a metric of Evidently's, ValueDrift:column=carrier say; repeatable", Kind.LIST, "metrics"),
+              SINCE, UNTIL,
+              Argument("--version", "for example v2; by default the live one", Kind.VERSION),
+              Argument("--max-rows", "rows per side that Evidently sees (50000)", Kind.WHOLE),
+              Argument("--html-path", "where the whole report goes; by default nbdeploy-reports/NAME/", Kind.FILE),
+              Argument("--workspace", "a folder that evidently ui --workspace shows, which gets it too", Kind.FILE),
+              Argument("--notebook", "run this notebook instead, and keep it and its page in a dated folder; "
+                       "drift_report.ipynb comes with nbdeploy", Kind.FILE),
+              Argument("--param", "a parameter of the notebook; repeatable", Kind.PAIR, "parameters", short="-p"),
+              Argument("--fail", "exit with code 1 when a test fails; a notebook that fails always does", Kind.FLAG)),
+             "report flight-delay --preset quality --since 24h", local=frozenset({"fail"}),
+             succeeded=lambda result, values: (
+                 bool(result.passed) or not (values.get("fail") or values.get("notebook") or values.get("parameters")))),
         Verb("predictions", "what was asked and answered, oldest first", (NAME, SINCE, UNTIL),
              "predictions flight-delay --since 1h"),
         Verb("label", "keep what turned out to be true of what was predicted",
-             (NAME, Argument("labels", "a series by prediction id, or a frame with prediction_id and label; in a shell a "
-                             ".parquet or .csv file", Kind.FRAME, required=True)), "label flight-delay labels"),
+             (NAME, Argument("labels", "a series by prediction id, or a frame with prediction_id and label, or with the "
+                             "columns of --on and one of labels; in a shell a .parquet or .csv file", Kind.FRAME, required=True),
+              Argument("--on", "an input to find the predictions by, instead of their ids; repeatable", Kind.LIST),
+              Argument("--target", "the column of labels; by default label, or what it was called in training"),
+              Argument("--since", "with --on, only predictions from then on (7d, 2026-01-31)"),
+              Argument("--until", "with --on, only predictions until then")),
+             "label flight-delay labels --on flight --on day"),
+        Verb("quality", "how good the answers were over time, by what turned out to be true",
+             (NAME, Argument("version", "only this one, v2 say", Kind.VERSION, optional=True),
+              Argument("--metric", "accuracy, balanced_accuracy, f1 or auc; mae, rmse or r2; by default what its gate measured"),
+              Argument("--every", "how long a window is (1d): 6h, 1d, 1w"), SINCE, UNTIL),
+             "quality flight-delay --every 1d --since 30d"),
+        Verb("retrain", "run a training notebook on the labelled log; what it saves is judged, and is a candidate",
+             (NAME, Argument("--notebook", "yours; its parameter `data` gets the path of the labelled rows", Kind.FILE,
+                             required=True),
+              Argument("--param", "a parameter of the notebook; repeatable", Kind.PAIR, "parameters", short="-p"),
+              SINCE, UNTIL,
+              Argument("--then", "what follows a passed gate: rollout; by default nothing"),
+              Argument("--if-drifted", "do nothing, and exit with 0, where it has not drifted", Kind.FLAG),
+              Argument("--drift-share", "the share of drifted columns from which on it has (0.5)", Kind.NUMBER),
+              Argument("--holdout", "the share of the newest labelled rows that only the gate sees (0.2)", Kind.NUMBER),
+              Argument("--timeout", "seconds for the notebook, and for each gate (3600)", Kind.NUMBER),
+              Argument("--env", "a variable of the environment that the notebook needs, a secret for one; repeatable", Kind.LIST)),
+             "retrain flight-delay --notebook train.ipynb --since 30d --if-drifted",
+             succeeded=lambda result, _values: bool(result.done)),
         Verb("status", "what runs and what is saved",
              (Argument("name", "one deployment; by default all", Kind.DEPLOYMENT, optional=True),), "status"),
         Verb("versions", "the saved versions, newest first", (NAME,), "versions flight-delay"),
@@ -338,9 +400,14 @@ def is_optional(argument: Argument) -> bool:
     return argument.optional if argument.positional else not argument.required
 
 
+def without_addresses(text: str) -> str:
+    """`text` with the schemes of its addresses alone: what stands behind one may be a password."""
+    return re.sub(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s]+", r"\1…", text)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        msg = f"{self.prog}: {message}"
+        msg = f"{self.prog}: {without_addresses(message)}"
         raise UsageProblem(msg, " ".join(self.format_usage().split()))
 
 

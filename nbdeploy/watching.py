@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from nbdeploy import deployment, drift_windows, label_log, model_store, prediction_log, routing
-from nbdeploy.errors import NotFound
+from nbdeploy.errors import InputError, NotFound
 from nbdeploy.label_log import Labelled
 from nbdeploy.signature import Signature
 
@@ -36,7 +36,15 @@ def predictions(name: str, since: Any = None, until: Any = None) -> pd.DataFrame
     return prediction_log.read(name, _signatures(name), since, until, label_log.read(name))
 
 
-def label(name: str, labels: Any) -> Labelled:
+def label(
+    name: str,
+    labels: Any,
+    on: str | Sequence[str] | None = None,
+    *,
+    target: str | None = None,
+    since: Any = None,
+    until: Any = None,
+) -> Labelled:
     """Keep what turned out to be true of what was predicted. All is kept; of one prediction the last label counts.
 
     The service need not run. When this returns, the labels are safely on the disk.
@@ -47,16 +55,52 @@ def label(name: str, labels: Any) -> Labelled:
         By prediction id: a series indexed by it, or a frame with the columns ``prediction_id`` and ``label``. Missing
         ones are left out. A label is a string of up to 1,000 characters, a number, a boolean, or a moment, which is
         kept as its ISO 8601 text; None in a mapping takes a label back.
+    on : str or sequence of str, optional
+        Columns of the frame, or levels of its index or a series', that are inputs of the deployment, to find the
+        predictions by: each row labels all predictions that were asked with these values. Private inputs cannot be
+        joined on.
+    target : str, optional
+        The column of labels; by default ``label``, or else what the outcome was called in training.
+    since, until : str, datetime or timedelta, optional
+        Label only predictions of that time; with `on`.
+
+    Returns
+    -------
+    Labelled
+        How many there were, and how many of them were new, changed, repeated and of no prediction.
 
     Raises
     ------
     InputError
-        One is none; nothing is kept then.
+        One is none, or all of them are of another deployment's predictions, or cannot be joined. Nothing is kept then.
     NotFound
         Nothing is saved or logged under `name`.
     """
+    from nbdeploy import label_join
+
     must_be_known(name)
-    return label_log.add(name, label_log.pairs(labels))
+    signatures = [version.signature for version in model_store.versions(name)]
+    targets = [signature.target for signature in signatures]
+    if on is not None:
+        keys = [on] if isinstance(on, str) else list(on)
+        frame = label_log.keyed_frame(labels, keys, target or "label")
+        column = label_log.label_column(frame, target or "", targets, keys)
+        given = label_join.by_keys(name, frame, keys, column, signatures, since=since, until=until)
+        unknown = given.unknown
+    else:
+        if since is not None or until is not None:
+            msg = (
+                "since and until choose among predictions that labels are joined with, and these come by prediction id"
+            )
+            raise InputError(msg, hint="Leave them out, or say on= which inputs to join.")
+        given = label_log.given(labels, target or "", targets)
+        unknown = _unknown(name, given.labels)
+    before = label_log.read(name)
+    had = {key: before[key] for key in given.labels if key in before}
+    same = sum(_is_same(value, had.get(key)) for key, value in given.labels.items())
+    new = sum(key not in had and value is not None for key, value in given.labels.items())
+    count = label_log.add(name, given.labels)
+    return Labelled(name, count, new, count - new - same, given.repeated + same, unknown, given.missing)
 
 
 def drift(
@@ -144,6 +188,25 @@ def live_version(name: str) -> str | None:
 
 
 # -- helpers ------------------------------------------------------------------------------------------------
+
+
+def _is_same(label: Any, other: Any) -> bool:
+    """Whether two labels say the same: 1 and 1.0 do, 1 and true do not."""
+    return bool(label == other) and isinstance(label, bool) == isinstance(other, bool)
+
+
+def _unknown(name: str, labels: Mapping[str, Any]) -> int:
+    """How many of these ids no prediction has. Where another deployment has them all, that is what to say."""
+    from nbdeploy import label_join
+
+    if next(label_log.label_problems(labels), None) is not None:
+        return 0  # nothing will be kept
+    unknown = len(labels) - len(label_join.known(name, labels))
+    if unknown and unknown == len(labels) and (owner := label_join.owner(labels, name)):
+        whose = "this label is of a prediction" if unknown == 1 else f"all {unknown:,} labels are of predictions"
+        msg = f"{whose} of {owner!r}, and of none of {name!r}"
+        raise InputError(msg, hint=f"Say whose they are: nbdeploy.label({owner!r}, ...).")
+    return unknown
 
 
 def _signatures(name: str) -> Callable[[str], Signature | None]:

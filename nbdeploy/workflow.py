@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from nbdeploy import (
+    alert_store,
     bento,
     client,
     deployment,
     model_store,
     notebook_source,
     prediction_log,
+    provenance,
     rehearsal,
     routing,
     version_file,
@@ -176,7 +178,8 @@ def deploy(
     """Save a model and serve it: `save` and `serve` in one go, with one process start for both.
 
     Where `name` is live already, the new version is saved as a candidate and live traffic stays with
-    the version that has it. The parameters are those of `save` and `serve`.
+    the version that has it. The parameters are those of `save` and `serve`. In the notebook of a `retrain` nothing is
+    started: what is saved is judged first, and it is that version which is returned.
 
     Parameters
     ----------
@@ -195,6 +198,12 @@ def deploy(
     check_name(name)
     chosen = ServeOptions.chosen(options)
     saved_as = Options(format, private, tolerance, metrics or {}, requirements, clean_env, unbatched)
+    if provenance.retraining() and deployment.find(name) is None:
+        saved: Any = save(
+            model, name, X, y, format=format, private=private, metrics=metrics, requirements=requirements,
+            clean_env=clean_env, tolerance=tolerance, unbatched=unbatched, progress=progress,
+        )  # fmt: skip
+        return saved  # type: ignore[no-any-return]  # a version, as no deployment is there
     with lock("serve", name):
         running = deployment.find(name)
         if running is None:
@@ -360,7 +369,8 @@ def status(name: str | None = None) -> pd.DataFrame:
     """What runs and what is saved: one row per name, or the one of `name`.
 
     ``candidates`` are the versions that have a share of the requests beside the live one, and those saved after it;
-    ``unreadable`` counts lines of the log that a fault of the disk has damaged. ``stale`` says why what runs is not
+    ``unreadable`` counts lines of the log that a fault of the disk has damaged. ``alerts`` says which of its rules fired when
+    they were looked at last. ``stale`` says why what runs is not
     what this notebook would deploy now: a cell that defines what the model needs was edited or run again, or a
     package is another version here.
 
@@ -391,11 +401,12 @@ def status(name: str | None = None) -> pd.DataFrame:
                 "workers": running.workers if running else 0,
                 "predictions": prediction_log.size(known),
                 "unreadable": prediction_log.unreadable(known),
+                "alerts": alert_store.told(known),
                 "stale": _stale(next((v for v in saved if running and v.version == running.version), None)),
             }
         )
     columns = [
-        "name", "state", "version", "candidates", "shadow", "stale", "url", "predictions", "since", "pid", "workers",
+        "name", "state", "version", "candidates", "shadow", "stale", "alerts", "url", "predictions", "since", "pid", "workers",
         "unreadable",
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=columns).set_index("name")

@@ -16,7 +16,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LinearRegression
 
 import nbdeploy
-from nbdeploy import label_log, model_store, prediction_log, routing
+from nbdeploy import label_log, model_store, plot, prediction_log, routing
 from nbdeploy.comparison import Answers, of
 from nbdeploy.errors import CompareError, NotFound
 from nbdeploy.prediction_log import Entry, LogWriter
@@ -359,12 +359,14 @@ def test_its_page_is_small_whole_and_shows_markup_as_text(made):
 
     assert len(page) < 60_000
     seen = Strict(page).seen
-    assert seen <= {"style", "div", "p", "b", "table", "tr", "th", "td", "svg", "text", *VOID} - {"img", "br"}
+    assert seen <= {"style", "div", "p", "b", "table", "tr", "th", "td", "svg", "g", "text", "title", *VOID} - {
+        "img",
+        "br",
+    }
     ET.fromstring(made.plot)  # whole XML
     assert 'role="img"' in made.plot
     assert set(re.findall(r"(?:fill|stroke)=\"([^\"]+)\"", made.plot)) <= {
-        "none", "var(--jp-ui-font-color1,currentColor)", "var(--jp-border-color1,rgba(128,128,128,.6))",
-        "var(--jp-ui-font-color2,#808080)", "var(--jp-brand-color1,#2196f3)",
+        "none", plot.INK, plot.FAINT, plot.GRID, plot.NEUTRAL, plot.colour("v1"), plot.colour("v2")
     }  # fmt: skip
     assert html.escape(made.sentence) in page
 

@@ -115,7 +115,7 @@ def test_names_alone_have_to_be_in_the_environment(monkeypatch):
     monkeypatch.setenv("DB_PASSWORD", "opensesame")
     assert environment(["DB_PASSWORD"]) == environment("DB_PASSWORD") == {"DB_PASSWORD": "opensesame"}
     assert environment(None) == {}
-    with pytest.raises(GateError, match="the environment has no DB_USER, which this gate needs"):
+    with pytest.raises(GateError, match="the environment has no DB_USER, which this notebook needs"):
         environment(["DB_PASSWORD", "DB_USER"])
 
 

@@ -55,7 +55,9 @@ def test_labels_are_shown_beside_what_was_predicted():
     told = nbdeploy.label(NAME, series)
 
     assert (told.name, told.labels) == (NAME, 2)
-    assert told.to_dict() == {"name": NAME, "labels": 2}
+    assert told.to_dict() == {
+        "name": NAME, "labels": 2, "new": 2, "changed": 0, "repeated": 0, "unknown": 0, "missing": 0,
+    }  # fmt: skip
     shown = nbdeploy.predictions(NAME)
     assert list(shown.columns)[-5:] == ["prediction", "prediction_id", "version", "time", "label"]
     assert [None if pd.isna(v) else v for v in shown.set_index("prediction_id")["label"][ids]] == [
@@ -96,9 +98,9 @@ def test_labels_come_in_the_forms_that_people_have(labels):
 
 def test_moments_and_categories_are_labels_too():
     moments = pd.Series(pd.to_datetime(["2026-01-31T08:00"]), index=[FIRST])
-    assert label_log.pairs(moments) == {FIRST: "2026-01-31T08:00:00"}
-    assert label_log.pairs({FIRST: dt.date(2026, 1, 31)}) == {FIRST: "2026-01-31"}
-    assert label_log.pairs(pd.Series(pd.Categorical(["late"]), index=[FIRST])) == {FIRST: "late"}
+    assert label_log.given(moments).labels == {FIRST: "2026-01-31T08:00:00"}
+    assert label_log.given({FIRST: dt.date(2026, 1, 31)}).labels == {FIRST: "2026-01-31"}
+    assert label_log.given(pd.Series(pd.Categorical(["late"]), index=[FIRST])).labels == {FIRST: "late"}
 
 
 @pytest.mark.parametrize(
@@ -139,10 +141,11 @@ def test_the_verb_labels_from_a_file(tmp_path, capsys):
 
     assert __main__.main(["--json", "label", NAME, str(tmp_path / "labels.csv")]) == 0
 
-    assert json.loads(capsys.readouterr().out) == {"name": NAME, "labels": 2}
+    told = json.loads(capsys.readouterr().out)
+    assert (told["name"], told["labels"], told["new"]) == (NAME, 2, 2)
     assert label_log.read(NAME) == dict(zip(ids, ["late", "on time"], strict=True))
     assert __main__.main(["label", NAME, str(tmp_path / "labels.csv")]) == 0
-    assert f"2 labels for {NAME}" in capsys.readouterr().out
+    assert f"2 labels for {NAME}: 2 repeated" in capsys.readouterr().out
 
 
 # -- over HTTP ----------------------------------------------------------------------------------------------
