@@ -304,10 +304,18 @@ _MOST_TICKS = 7
 
 def _time_axis(x: _Scale, y: _Scale) -> list[str]:
     parts = [_line(_LEFT, y.start, WIDTH - _RIGHT, y.start, FAINT)]
+    taken = -math.inf  # how far right the names reach
     for when, text in time_ticks(x.low, x.high):
-        at = x(when)
-        anchor = "start" if at < _LEFT + 14 else "end" if at > WIDTH - _RIGHT - 14 else "middle"
-        parts += [_line(at, y.start, at, y.start + 4, FAINT), _text(at, y.start + 17, text, anchor)]
+        at, wide = x(when), len(text) * _SIZES[False]
+        anchor, left = "middle", at - wide / 2
+        if at < _LEFT + 14:
+            anchor, left = "start", at
+        elif at > WIDTH - _RIGHT - 14:
+            anchor, left = "end", at - wide
+        parts.append(_line(at, y.start, at, y.start + 4, FAINT))
+        if left > taken + 4:
+            parts.append(_text(at, y.start + 17, text, anchor))
+            taken = left + wide
     return [*parts, _text(4, y.start + 17, "UTC", faint=True)]
 
 

@@ -171,6 +171,20 @@ def test_the_axis_is_marked_where_people_would(start, end, told):
     assert [text for _, text in found] == told
 
 
+def test_names_of_the_axis_do_not_stand_on_each_other():
+    when = pd.date_range("2026-11-30 00:58:15", periods=6, freq="s")
+    picture = over_time([Line("", when, range(6))], "t")
+    named = [(float(at), anchor, text) for at, anchor, text in re.findall(
+        r'<text x="([\d.]+)" y="213.0"[^>]*text-anchor="(\w+)"[^>]*>([^<]+)<', picture) if text != "UTC"]  # fmt: skip
+    assert named[0][2] == "30 Nov 00:58:15"
+    ends = -1.0
+    for at, anchor, text in named:
+        wide = 5.6 * len(text)
+        left = at - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
+        assert left > ends
+        ends = left + wide
+
+
 @pytest.mark.parametrize("seconds", [3 * 10**k for k in range(9)])
 def test_the_axis_has_few_marks_however_long_it_is(seconds):
     for start in range(0, 2_000_000_000, 123_456_789):
