@@ -7,7 +7,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: bench chromium clean demo help lab lint strace test
+.PHONY: bench chromium clean demo help lab lint promtool strace test
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -31,7 +31,7 @@ demo: $(INSTALLED)  ## train on January's flights, deploy, validate, watch July 
 lab: $(INSTALLED)  ## open JupyterLab on notebooks/
 	@$(BIN)/python -m jupyterlab --ServerApp.root_dir=notebooks $$(test $$(id -u) != 0 || echo --allow-root)
 
-test: $(INSTALLED) chromium strace  ## run the tests, the browser's included
+test: $(INSTALLED) chromium promtool strace  ## run the tests, the browser's included
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --timeout 300 $(ARGS)
 
 lint: $(INSTALLED)  ## check style, types and the direction of imports
@@ -78,3 +78,14 @@ strace:
 	    if [ "$$(uname)" = Linux ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v $$name >/dev/null; then \
 	        export DEBIAN_FRONTEND=noninteractive; apt-get update -qq >/dev/null; \
 	        apt-get install -y -qq --no-install-recommends $$name >/dev/null; fi; done
+
+# Prometheus' own tool checks the exported rules. It comes from Debian's package without its server, which apt would start.
+promtool: $(INSTALLED)
+	@if [ "$$(uname)" = Linux ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v promtool >/dev/null \
+	    && [ ! -x $(BIN)/promtool ]; then \
+	    echo 'Fetching promtool for the tests of exported rules' >&2; \
+	    folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	    (cd "$$folder"; apt-get update -qq >/dev/null; apt-get download -qq prometheus >/dev/null 2>&1; \
+	        dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xf - ./usr/bin/promtool) \
+	    && install -m 755 "$$folder/usr/bin/promtool" $(BIN)/promtool \
+	    || echo 'There is no promtool: the tests that need it are skipped.' >&2; fi

@@ -1,8 +1,13 @@
+from .alert_result import AlertRules as AlertRules
+from .alert_result import Alerts as Alerts
+from .alerting import alert as alert
+from .alerting import alerts as alerts
 from .comparison import Comparison as Comparison
 from .comparison import compare as compare
 from .deployment import Deployment as Deployment
 from .drift_result import DriftReport as DriftReport
 from .embedding import LocalModel as LocalModel
+from .errors import AlertError as AlertError
 from .errors import CompareError as CompareError
 from .errors import DriftError as DriftError
 from .errors import GateError as GateError
@@ -17,8 +22,11 @@ from .errors import RehearsalError as RehearsalError
 from .errors import ReleaseError as ReleaseError
 from .errors import ReportError as ReportError
 from .errors import RetrainError as RetrainError
+from .errors import RuleError as RuleError
 from .errors import SaveError as SaveError
 from .errors import ServiceError as ServiceError
+from .exports import Exported as Exported
+from .exports import export as export
 from .framework import Framework as Framework
 from .frameworks import register as register
 from .gate import Check as Check
@@ -26,6 +34,8 @@ from .gate import GateResult as GateResult
 from .gate import check as check
 from .guarding import guard as guard
 from .guarding import rollout as rollout
+from .health_page import watch as watch
+from .health_result import Health as Health
 from .label_log import Labelled as Labelled
 from .live_quality import Quality as Quality
 from .live_quality import quality as quality

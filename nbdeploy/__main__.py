@@ -67,7 +67,7 @@ def _run(arguments: Sequence[str], as_json: bool) -> int:
         print(_text(result), flush=True)
     if said := verbs.note(verb, result):
         print(said.replace("%deploy ", "nbdeploy "), file=sys.stderr)
-    return 0 if verb.succeeded(result, resolved) else 1
+    return 0 if verb.succeeded(result, resolved) else getattr(result, "exit_code", 1)
 
 
 def read(kind: Kind, text: str) -> Any:

@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from nbdeploy import credentials, listening, model_store, processes, routing
+from nbdeploy import credentials, listening, model_store, numbers_log, processes, routing
 from nbdeploy.errors import NbdeployError, NotFound, ReleaseError, ServiceError, did_you_mean
 from nbdeploy.home import check_name, folder, home, lock, read_json, write_json
 from nbdeploy.model_store import ModelVersion, Staged
@@ -225,6 +225,7 @@ def launch(
     listener = _listen(name, options.host, port, (read_json(run / SPEC_FILE) or {}).get("port", 0))
     with closing(listener):
         token_file = _arranged(name, options, listener.getsockname()[0])
+    numbers_log.record(name)  # what a service that was killed has left
     for emptied in (run / "metrics", run / READY, run / APPLIED):
         shutil.rmtree(emptied, ignore_errors=True)
         emptied.mkdir(mode=0o700)
@@ -333,6 +334,7 @@ def stop(name: str) -> Deployment:
         deployment = get(name)
         processes.end(processes.family(deployment.pid, deployment.identity), grace=STOP_GRACE, first=deployment.pid)
         _state_path(name).unlink(missing_ok=True)
+        numbers_log.record(name)  # what its supervisor could not, if it had to be killed
         for left in ("metrics", READY, APPLIED):
             shutil.rmtree(home() / "run" / name / left, ignore_errors=True)
         return deployment

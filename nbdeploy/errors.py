@@ -15,12 +15,15 @@ NbdeployError
 ├── CompareError     two versions of which nothing can be said
 ├── ReportError      a report that does not fit the deployment, its task or its log
 ├── QualityError     answers of which nobody can say how good they were
+├── AlertError       a rule or a target of alerts that cannot be used
+│   └── RuleError        a rule that does not parse; it shows the spot
 └── DriftError       nothing to compare
 """
 
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -126,6 +129,42 @@ class QualityError(NbdeployError):
     """How good answers were cannot be said."""
 
 
+class AlertError(NbdeployError):
+    """A rule of alerts, or where it is told, cannot be used."""
+
+
+class RuleError(AlertError):
+    """A rule does not parse. As text it is the message, then the rule, then a mark under the spot.
+
+    Attributes
+    ----------
+    rule : str
+        As it was given.
+    position, length : int
+        Which of its characters are at fault, from 0 on.
+    """
+
+    def __init__(self, message: str, rule: str, position: int, length: int = 1, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.rule, self.position, self.length = rule, position, max(1, length)
+
+    def __str__(self) -> str:
+        return "\n".join([super().__str__(), *self._spot()])
+
+    def to_dict(self) -> dict[str, Any]:
+        facts = {"rule": self.rule, "position": self.position, "length": self.length}
+        return {**super().to_dict(), "error": super().__str__(), **facts}
+
+    def _render_traceback_(self) -> list[str]:
+        first, *hint = super()._render_traceback_()
+        return [first, *self._spot(), *hint]
+
+    def _spot(self) -> list[str]:
+        end = self.position + self.length
+        marks = " " * _width(self.rule[: self.position]) + "^" * max(1, _width(self.rule[self.position : end]))
+        return [f"  {''.join(map(_shown, self.rule))}", f"  {marks}"]
+
+
 class DriftError(NbdeployError):
     """There is nothing to compare."""
 
@@ -139,6 +178,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         return ""
     shown = ", ".join(words[:8]) + (f" and {len(words) - 8} more" if len(words) > 8 else "")
     return f"Known: {shown}."
+
+
+def _shown(char: str) -> str:
+    # One column for one character, or the mark would stand elsewhere.
+    return char if char.isprintable() else "\N{REPLACEMENT CHARACTER}"
+
+
+def _width(text: str) -> int:
+    """How many columns of a terminal `text` takes."""
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + wide - sum(unicodedata.combining(char) > 0 for char in text)
 
 
 def _one_line(text: str) -> str:

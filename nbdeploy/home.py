@@ -102,23 +102,31 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False).encode())
 
 
-def write_note(path: Path, data: bytes) -> None:
+def write_note(path: Path, data: bytes, *, within: int | None = None) -> None:
     """Replace `path`, which has one writer, so that a reader sees the old or the new content.
 
     It is not synced, as by `write_atomic`: for what a power cut makes meaningless.
+
+    Parameters
+    ----------
+    within : int, optional
+        A descriptor of the folder of `path`. With it nothing is written into another one that has taken its place.
     """
-    temporary = note_in_work(path)
+    temporary: str | Path = note_in_work(path)
+    final: str | Path = path
+    if within is not None:
+        temporary, final = note_in_work(path).name, path.name
     try:
-        descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+        descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600, dir_fd=within)
         try:
             if os.write(descriptor, data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
-        os.replace(temporary, path)
+        os.replace(temporary, final, src_dir_fd=within, dst_dir_fd=within)
     except OSError:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            os.unlink(temporary, dir_fd=within)
         raise
 
 

@@ -34,7 +34,7 @@ class DeployMagics(Magics):
         try:
             words = arg_split(line, posix=True)
         except ValueError as error:
-            msg = f"{PROG}: {error} in: {line}"
+            msg = f"{PROG}: {error} in: {verbs.without_addresses(line)}"
             raise UsageError(msg) from None
         if words and words[0] not in verbs.VERBS and words[0] in scope:
             words = ["deploy", *words]

@@ -52,6 +52,8 @@ class Facts:
         How many processes answer.
     unreadable : int
         How many lines of the log are damaged.
+    alerts : str
+        Which rules fired when they were looked at last.
     stale : str
         Why what runs is not what this notebook would deploy now.
     """
@@ -68,6 +70,7 @@ class Facts:
     unreadable: int = 0
     stale: str = ""
     shadow: str = ""
+    alerts: str = ""
 
     @property
     def running(self) -> bool:
@@ -84,6 +87,7 @@ class Facts:
             ("URL", self.url),
             ("since", moment(self.since)),
             ("predictions", f"{self.predictions:,}"),
+            ("alerts", self.alerts),
             ("stale", self.stale),
         ]
         return [(heading, plain(text)) for heading, text in found if text]
@@ -168,9 +172,16 @@ def facts_list(facts: Facts) -> str:
     pairs = [("since", since), ("predictions", f"{facts.predictions:,}")]
     pairs += [("damaged log lines", f"{facts.unreadable:,}")] if facts.unreadable else []
     pairs += [("stale", facts.stale)] if facts.stale else []
+    pairs += [("alerts", facts.alerts)] if facts.alerts else []
     return "".join(
-        f'<span><span class="nbdeploy-quiet">{key}</span> {escaped(text)}</span>' for key, text in pairs if text
+        f'<span{_tone(key, text)}><span class="nbdeploy-quiet">{key}</span> {escaped(text)}</span>'
+        for key, text in pairs
+        if text
     )
+
+
+def _tone(key: str, text: str) -> str:
+    return ' class="nbdeploy-firing" role="status"' if key == "alerts" and " firing: " in text else ""
 
 
 def error_box(text: str) -> str:

@@ -339,9 +339,10 @@ def _tick(moment: Any, step: int, before: Any) -> str:
             f"{_MONTHS[moment.month - 1]} {moment.year}" if new else _MONTHS[moment.month - 1])  # fmt: skip
     if step >= _DAY:
         return f"{day} {moment.year}" if before is None or before.year != moment.year else day
+    clock = f"{moment:%H:%M:%S}" if step < 60 * _SECOND else f"{moment:%H:%M}"
     if before is None or before.date() != moment.date():
-        return day if before is not None and moment == moment.normalize() else f"{day} {moment:%H:%M}"
-    return f"{moment:%H:%M:%S}" if step < 60 * _SECOND else f"{moment:%H:%M}"
+        return day if before is not None and moment == moment.normalize() else f"{day} {clock}"
+    return clock
 
 
 def _months(low: float, high: float) -> list[int]:

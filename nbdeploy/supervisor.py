@@ -1,11 +1,12 @@
 """The parent of a deployment's workers: starts them, restarts them, and takes them along when it ends.
 
 Run as ``python -m nbdeploy.supervisor SPEC`` with the listening socket as an inherited descriptor, which all workers
-share. It needs nothing but the standard library, so it is there at once; BentoML's own arbiter would import the
+share. It starts with nothing but the standard library, so it is there at once; BentoML's own arbiter would import the
 service a second time before it starts the worker that does the work.
 
 Beside the workers it keeps the processes that the traffic asks for: one for each version that answers into the log only,
-and one that watches a canary. They are no part of the service: without them it goes on.
+and one that watches a canary. They are no part of the service: without them it goes on. Once a minute it writes down what the
+workers have counted, which is there when they are not.
 
 Until its starter writes ``keep`` to its standard input, the deployment is on probation: it has one worker, which is its
 rehearsal, and the end of the starter, or of that worker, ends it. After that it belongs to nobody but its state file,
@@ -32,6 +33,7 @@ FIRST_PAUSE, MAX_PAUSE = 0.1, 10.0
 FORGOTTEN = 5  # seconds without a state file
 DISMISSED = 5.0  # seconds for a process beside the workers to end
 NAP = 0.5
+NUMBERS_AGAIN = 60.0  # seconds until it is tried again, where it failed
 # What runs beside the service leaves it the cores.
 ONE_THREAD = {f"{pool}_NUM_THREADS": "1" for pool in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB")}
 STDIN = 0
@@ -61,6 +63,8 @@ class Supervisor:
         self.dismissed: list[tuple[subprocess.Popen[bytes], float]] = []  # told to end, and until when
         self.traffic_seen: tuple[int, int] | None = None
         self.missing_since: float | None = None
+        self.numbers_due = 0.0
+        self.numbers_seen: float | None = None
 
     def run(self) -> int:
         awake = self._hear_signals()
@@ -78,7 +82,10 @@ class Supervisor:
             if self.kept:
                 self._look_for_state()
                 self._look_at_traffic()
+                self._keep_numbers()
         self._end_workers()
+        if self.kept:
+            self._keep_numbers(last=True)
         return 0
 
     def _hear_signals(self) -> int:
@@ -235,6 +242,24 @@ class Supervisor:
         if now - self.missing_since >= FORGOTTEN:
             _say(f"{state} is gone; so nobody owns this deployment, and it ends")
             self.ending = True
+
+    def _keep_numbers(self, *, last: bool = False) -> None:
+        now = time.monotonic()
+        if now < self.numbers_due and not last:
+            return
+        self.numbers_due = now + NUMBERS_AGAIN
+        try:
+            # Not before the service answers: it would wait for these imports.
+            from nbdeploy import numbers_log
+
+            # Where a minute of the clock ends, so that a line has no part of two.
+            every = numbers_log.interval()
+            self.numbers_due = now + every - time.time() % every
+            days = float(self.spec["options"]["log_days"])
+            numbers_log.record(self.spec["name"], began=self.numbers_seen, alive=True, ending=last, days=days)
+            self.numbers_seen = time.time()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the service goes on without its numbers
+            _say(f"the numbers of this service are not kept: {type(error).__name__}: {error}")
 
     def _end_workers(self) -> None:
         living = [place.process for place in (*self.workers, *self.beside.values()) if place.process is not None]

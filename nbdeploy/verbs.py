@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -225,6 +226,27 @@ VERBS: dict[str, Verb] = {
              "report flight-delay --preset quality --since 24h", local=frozenset({"fail"}),
              succeeded=lambda result, values: (
                  bool(result.passed) or not (values.get("fail") or values.get("notebook") or values.get("parameters")))),
+        Verb("watch", "how a deployment does, on one page: traffic, times, errors, drift, quality, log",
+             (NAME, SINCE, UNTIL,
+              Argument("--every", "how long each window is: 5m, 1h, 1d; by default some that fits"),
+              Argument("--no-drift", "do not measure the drift, which takes seconds", Kind.OFF, "drift")),
+             "watch flight-delay --since 7d"),
+        Verb("alert", "keep a rule that the deployment is watched by, or show its rules",
+             (NAME, Argument("rule", "in quotes, 'error_rate > 2% over 30m for 2 windows' say: see docs/alerts.md; or the "
+                             "number of one", optional=True),
+              Argument("--to", "whom it tells: an address of Apprise (mailto://, slack://, json:// ...), or env:VARIABLE, "
+                       "which keeps it out of here; repeatable", Kind.LIST),
+              Argument("--off", "remove the rule", Kind.FLAG)),
+             "alert flight-delay 'drift.share > 0.3 for 2 windows' --to env:NBDEPLOY_ALERT_URL"),
+        Verb("alerts", "look at the rules once, and tell what is new",
+             (Argument("name", "one deployment; by default all that have rules", Kind.DEPLOYMENT, optional=True),
+              Argument("--dry-run", "tell nobody, and write nothing down", Kind.FLAG)),
+             "alerts flight-delay", succeeded=lambda result, _values: not result.exit_code),
+        Verb("export", "write what other tools need to know of a deployment",
+             (NAME, Argument("kind", "prometheus, for its rules of alerts; grafana, for a dashboard"),
+              Argument("to", "the folder, or the file; by default the working directory", Kind.FILE, optional=True),
+              Argument("--overwrite", "replace a file that is there already", Kind.FLAG)),
+             "export flight-delay prometheus monitoring/"),
         Verb("predictions", "what was asked and answered, oldest first", (NAME, SINCE, UNTIL),
              "predictions flight-delay --since 1h"),
         Verb("label", "keep what turned out to be true of what was predicted",
@@ -378,9 +400,14 @@ def is_optional(argument: Argument) -> bool:
     return argument.optional if argument.positional else not argument.required
 
 
+def without_addresses(text: str) -> str:
+    """`text` with the schemes of its addresses alone: what stands behind one may be a password."""
+    return re.sub(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s]+", r"\1…", text)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        msg = f"{self.prog}: {message}"
+        msg = f"{self.prog}: {without_addresses(message)}"
         raise UsageProblem(msg, " ".join(self.format_usage().split()))
 
 

@@ -78,7 +78,11 @@ def read(name: str, *, shadows: bool = False) -> dict[str, VersionNumbers]:
     No worker is asked. Each writes its numbers four times a second, and those of workers that ended are kept. What a
     version did as a shadow counts apart: with `shadows` it is that, and nothing else.
     """
-    found = counted(home() / "run" / check_name(name) / "metrics", shadows=shadows)
+    return of(counted(home() / "run" / check_name(name) / "metrics", shadows=shadows))
+
+
+def of(found: Numbers) -> dict[str, VersionNumbers]:
+    """The numbers of each version in what workers have counted."""
     return {version: _of(version, found) for version in sorted({key[0] for key in found.get("nbdeploy_info", {})})}
 
 

@@ -104,8 +104,12 @@ class Share:
         self._written = b""
         self._path = folder / f"worker-{os.getpid()}-{secrets.token_hex(4)}.json" if folder is not None else None
         self._writer: threading.Thread | None = None
+        self._within: int | None = None
+        self._parent = os.getppid()
+        self._closed = False
         if folder is not None:
             with suppress(OSError):
+                self._within = _opened(folder)
                 _fold(folder)
             self._write()
             self._writer = threading.Thread(target=self._keep_writing, name="metrics", daemon=True)
@@ -127,6 +131,9 @@ class Share:
         if self._writer is not None:
             self._writer.join(2)
         self._write()
+        if self._within is not None:
+            os.close(self._within)
+            self._within, self._closed = None, True
 
     def _own(self) -> Worker:
         return Worker(
@@ -138,13 +145,22 @@ class Share:
             self._write()
 
     def _write(self) -> None:
-        if self._path is None:
+        if self._path is None or self._closed:
             return
         body = self._own().to_bytes()
         if body == self._written:
             return
         with suppress(OSError):  # a full disk, or a folder that is gone: nobody else sees the newest numbers
-            write_note(self._path, body)
+            try:
+                write_note(self._path, body, within=self._within)
+            except FileNotFoundError:
+                # Another folder is in its place. Where our service has ended, it is that of the next one.
+                if os.getppid() != self._parent:
+                    return
+                write_note(self._path, body)
+                former, self._within = self._within, _opened(self._path.parent)
+                if former is not None:
+                    os.close(former)
             self._written = body
 
     def _others(self) -> tuple[list[Worker], Ended]:
@@ -168,6 +184,10 @@ def counted(folder: Path, *, shadows: bool | None = None) -> Numbers:
     folded, ended = _read_ended(folder)  # last, as in `Share`
     found = [(each.is_shadow, each.numbers) for path, each in workers if path.name not in folded]
     return _sum(numbers for is_shadow, numbers in [*enumerate(ended), *found] if shadows in (None, is_shadow))
+
+
+def _opened(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _sum(parts: Iterable[Numbers]) -> Numbers:

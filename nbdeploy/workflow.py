@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from nbdeploy import (
+    alert_store,
     bento,
     client,
     deployment,
@@ -368,7 +369,8 @@ def status(name: str | None = None) -> pd.DataFrame:
     """What runs and what is saved: one row per name, or the one of `name`.
 
     ``candidates`` are the versions that have a share of the requests beside the live one, and those saved after it;
-    ``unreadable`` counts lines of the log that a fault of the disk has damaged. ``stale`` says why what runs is not
+    ``unreadable`` counts lines of the log that a fault of the disk has damaged. ``alerts`` says which of its rules fired when
+    they were looked at last. ``stale`` says why what runs is not
     what this notebook would deploy now: a cell that defines what the model needs was edited or run again, or a
     package is another version here.
 
@@ -399,11 +401,12 @@ def status(name: str | None = None) -> pd.DataFrame:
                 "workers": running.workers if running else 0,
                 "predictions": prediction_log.size(known),
                 "unreadable": prediction_log.unreadable(known),
+                "alerts": alert_store.told(known),
                 "stale": _stale(next((v for v in saved if running and v.version == running.version), None)),
             }
         )
     columns = [
-        "name", "state", "version", "candidates", "shadow", "stale", "url", "predictions", "since", "pid", "workers",
+        "name", "state", "version", "candidates", "shadow", "stale", "alerts", "url", "predictions", "since", "pid", "workers",
         "unreadable",
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=columns).set_index("name")

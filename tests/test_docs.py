@@ -14,6 +14,7 @@ import papermill
 import pytest
 
 import nbdeploy
+from gates import write_gate
 from nbdeploy import __main__, frameworks, verbs
 
 ROOT = Path(__file__).parent.parent
@@ -40,14 +41,33 @@ model2 = make_pipeline(columns, LogisticRegression(C=10)).fit(X_train, y_train)
 """
 
 
+# What the README retrains with; its inputs and its target are those of SETUP.
+TRAIN = """
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.compose import make_column_transformer
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+import nbdeploy
+
+rows = pd.read_parquet(data)
+X, y = rows.drop(columns=target), rows[target]
+columns = make_column_transformer(
+    (StandardScaler(), ["dep_delay", "distance"]), (OneHotEncoder(handle_unknown="ignore"), ["carrier", "origin"])
+)
+nbdeploy.save(make_pipeline(columns, LogisticRegression()).fit(X, y), "flight-delay", X, y, progress=False)
+"""
+
+
 def verbs_page() -> str:
     """docs/verbs.md, from the table of verbs. `python tests/test_docs.py` writes it."""
     parts = [("# Verbs\n\nThe same words in a notebook (`%deploy VERB`), in a shell (`nbdeploy VERB`) and in Python "
              "(`nbdeploy.VERB(...)`). In a notebook, models and frames are variables; in a shell they are files "
              "(`.pkl`, `.joblib`; `.parquet`, `.csv`). `%deploy VARIABLE ...` is `%deploy deploy VARIABLE ...`.\n\n"
              "`nbdeploy --json VERB ...` prints one JSON object. The exit code is 0 only when it did what was asked: "
-             "`validate` gives 1 for a failed gate, `drift --fail-on-drift` for drift, and 2 means that the command "
-             "line did not parse.\n")]  # fmt: skip
+             "`validate` gives 1 for a failed gate, `drift --fail-on-drift` for drift, `alerts` for what fires (and 3 where "
+             "something could not be measured or told), and 2 means that the command line did not parse.\n")]  # fmt: skip
     for verb in verbs.VERBS.values():
         parts.append(f"## {verb.name}\n\n{verb.summary[0].upper()}{verb.summary[1:]}.\n")
         parts.append(f"```python\n%deploy {verb.example}\n```\n")
@@ -139,11 +159,13 @@ def test_the_code_in_the_readme_runs(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
 
+    write_gate(tmp_path / "train.ipynb", ('data = ""\ntarget = ""', "parameters"), TRAIN)
+
     # The first block is the promise, the rest is the story: it deploys once.
     _run(["%load_ext nbdeploy", *_blocks(README)[1:]], tmp_path)
 
     commands = re.findall(r"^\$ nbdeploy (.*)$", README.read_text(), re.MULTILINE)
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         assert __main__.main(shlex.split(command)) == 0, (command, capfd.readouterr())
 

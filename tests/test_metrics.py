@@ -23,10 +23,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import nbdeploy
-from nbdeploy import access_log
+from nbdeploy import access_log, alert_rules, exports_grafana, exports_prometheus
 from nbdeploy.access_log import AccessLog
 from nbdeploy.novelty import Novelty
-from nbdeploy.serving_metrics import Metrics
+from nbdeploy.serving_metrics import FAMILIES, Metrics
 from nbdeploy.signature import Signature
 from nbdeploy.signature_inference import infer_columns
 from services import running
@@ -789,6 +789,43 @@ def test_the_access_log_of_a_service_tells_each_request_and_no_query(service):
     line = accessed(service, "logged-2")
     assert (line["path"], line["route"], line["status"], line["reason"]) == ("/no\nwhere\x1b", "other", 404, "route")
     assert b"geheim" not in (service.home / "run" / "metered" / "service.log").read_bytes()
+
+
+def test_what_is_exported_asks_for_metrics_and_labels_of_this_page(service):
+    dashboard = json.loads(exports_grafana.render("metered")[0])
+    rules = [
+        alert_rules.Rule(name, "<", 0.5, version="v1") for name, each in alert_rules.MEASURES.items() if each.counted
+    ]
+    asked = [exports_prometheus.expression("metered", rule) for rule in rules]
+    asked += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked += [variable["query"] for variable in dashboard["templating"]["list"]]
+    families = text_string_to_metric_families(httpx.get(f"{service.url}/metrics").text)
+    suffixes = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_count", "_sum")}
+    known = {f"{family.name}{suffix}" for family in families for suffix in suffixes.get(family.type, ())}
+    labels = {"version", "le", "job", "instance", *(label for family in FAMILIES for label in family.labels)}
+
+    used = {name for expression in asked for name in re.findall(r"\bnbdeploy_\w+", expression)}
+    assert len(used) > 15
+    assert used <= known
+    named = {name for expression in asked for name in re.findall(r"(\w+)=~?\"", expression)}
+    grouped = [part for expression in asked for part in re.findall(r"(?:by|on) \(([^)]*)\)", expression)]
+    assert named | {name.strip() for part in grouped for name in part.split(",")} <= labels
+
+
+def test_a_rule_sees_what_a_running_service_counts(service, monkeypatch):
+    monkeypatch.setenv("NBDEPLOY_HOME", str(service.home))
+    monkeypatch.setenv("BENTOML_HOME", str(service.home.parent / "bentoml"))
+    for rule in ("requests > 0", "refused_rate > 90%", "log.dropped > 0"):
+        nbdeploy.alert("metered", rule)
+    for body in (service.rows[0], {}):
+        httpx.post(f"{service.url}/predict", json=body)
+    time.sleep(0.6)  # until the worker has left its numbers
+
+    asked, refused, dropped = nbdeploy.alerts("metered").alerts
+
+    assert (asked.state, refused.state, dropped.state) == ("firing", "ok", "ok")
+    assert 0 < refused.measured[0] < 0.9
+    assert asked.measured[0] >= 2
 
 
 def test_each_refusal_is_counted_by_its_reason(service):
