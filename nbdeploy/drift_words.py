@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nbdeploy.drift_columns import Pair, Side, inert
+from nbdeploy.drift_columns import Pair, inert
 from nbdeploy.drift_effects import cliffs_delta
+from nbdeploy.drift_sides import Side
 
 MIN_ROWS = 30  # of each side, for a sentence
 _LISTED = 3  # values that a sentence names
