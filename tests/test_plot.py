@@ -141,6 +141,15 @@ def test_a_limit_and_events_are_marked_and_named():
     assert min(float(text) for text in texts(picture) if re.fullmatch(r"[\d.]+", text)) <= 0.7
 
 
+def test_an_axis_of_counts_begins_at_zero():
+    def marks(**options):
+        found = texts(over_time([Line("", DAYS, np.full(30, 13.0))], "t", **options))
+        return [float(text) for text in found if re.fullmatch(r"[\d.]+", text)]
+
+    assert min(marks(from_zero=True)) == 0
+    assert min(marks()) > 0
+
+
 def test_an_interval_that_is_far_too_wide_does_not_hide_the_line():
     values = np.linspace(0, 1, 30)
     low, high = values - 0.1, values + 0.1
