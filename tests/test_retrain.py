@@ -107,6 +107,7 @@ def tags():
 # What comes out --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # the story of test_retrain_notebook.py is the short one
 @pytest.mark.timeout(120)
 def test_what_the_notebook_saves_is_judged_on_newer_rows_and_is_a_candidate_that_answers_nobody():
     look = "print(len(rows), target, since, list(rows), rows.dtypes.astype(str).tolist(), rows['n'].max())"
