@@ -353,7 +353,7 @@ def _of_kind(pairs: dict[str, Pair], kind: str) -> list[str]:
 
 def _publish(report: DriftReport, page: str) -> DriftReport:
     title = f"Drift of {report.deployment} {report.version}"
-    note = visible(" ".join([f"{report.summary}.", *report.changes[:3], report.sampling]))
+    note = visible(" ".join([f"{report.summary}.", *(f"{change}." for change in report.changes[:3]), report.sampling]))
     if max(report.rows_reference, report.rows_current) > PLOTTED_ROWS:
         note = f"{note} Plots show up to {PLOTTED_ROWS:,} rows of each side."
     sealed = report_view.seal(defused(page), title=title, note=note)

@@ -196,7 +196,7 @@ def verdict_table(
     Parameters
     ----------
     notes : sequence of str
-        Sentences above the table. What stands in backticks at the beginning of one is set as code.
+        Sentences above the table. What stands in backticks at the beginning of one, or of a third cell, is set as code.
     more : str
         A line below the table.
     below : tuple, optional
@@ -221,7 +221,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, plain: bool = 
     heads = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     lines = "".join(
         f'<tr class="{"plain" if plain else _TONES.get(row[1], "none")}">'
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+        + "".join(f"<td>{_note(cell) if place == 2 else html.escape(cell)}</td>" for place, cell in enumerate(row))
         + "</tr>"
         for row in rows
     )
