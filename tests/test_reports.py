@@ -163,7 +163,7 @@ def test_a_summary_says_what_each_column_holds(airline, every_report):
     assert len(report.tests) == 0
     assert (facts.loc["month", "typical"], facts.loc["month", "typical_reference"]) == (7, 1)
     assert facts.loc["gate", "missing"] == pytest.approx(0.1)
-    assert facts.loc["booked", ["kind", "low"]].tolist() == ["moment", "2013-01-01 00:00:00"]
+    assert facts.loc["booked", ["kind", "low"]].tolist() == ["moment", "2013-01-01 00:00"]
     assert facts.loc["note", "kind"] == "text"
     assert facts.loc["origin", ["kind", "distinct"]].tolist() == ["category", 3]
     assert report.left_out == {"passenger": "private", "tail": "private", "remark": "no values"}
