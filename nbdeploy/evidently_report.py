@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pandas as pd
 
 from nbdeploy import drift_report, home, report_view
 from nbdeploy.drift_columns import inert, shortened
-from nbdeploy.drift_result import is_p_value
+from nbdeploy.drift_result import MIN_ROWS, is_p_value
 from nbdeploy.errors import NbdeployError, ReportError, did_you_mean
 from nbdeploy.report_frames import Kind, Sides, Task
 from nbdeploy.report_result import METRICS, TESTS
@@ -203,8 +203,8 @@ def _preset(sides: Sides, request: _Request) -> list[Any]:
     from evidently import presets
 
     if request.preset in ("summary", "quality"):
-        # Its summary of a column of moments fails: Evidently 0.7 takes the earliest one for a number.
-        shown = presets.DataSummaryPreset(columns=sides.of("number", "category", "text"))
+        # Evidently 0.7 takes the earliest moment of a column for a number, and a page with a summary of a text stays blank.
+        shown = presets.DataSummaryPreset(columns=sides.of("number", "category"))
         return [shown, *(_quality(sides) if request.preset == "quality" else [])]
     if request.preset == "drift":
         return [presets.DataDriftPreset(columns=sides.of("number", "category", "text"))]
@@ -238,9 +238,15 @@ def _quality(sides: Sides) -> list[Any]:
             asked.append(metrics.OutListValueCount(column=label, values=values, share_tests=[lte(OUTSIDE)]))
     usual = float(learned.duplicated().mean()) if len(learned) else 0.0
     asked.append(metrics.DuplicatedRowCount(tests=[lte(int((usual + MORE_DUPLICATES) * len(current)))]))
-    constant = sum(bool((past == past.iloc[0]).all()) for _, past in learned.items() if len(past.dropna()))
-    asked.append(metrics.ConstantColumnsCount(tests=[lte(constant)]))
+    if len(current) >= MIN_ROWS:  # of a few rows most columns are
+        constant = sum(_is_constant(past) for _, past in learned.items())
+        asked.append(metrics.ConstantColumnsCount(tests=[lte(constant)]))
     return asked
+
+
+def _is_constant(values: pd.Series) -> bool:
+    held = values.dropna()
+    return bool(len(held)) and bool((held == held.iloc[0]).all())
 
 
 def _renamed(metric: Any, sides: Sides) -> Any:
@@ -290,6 +296,10 @@ def _run_on_what_works(sides: Sides, request: _Request) -> tuple[Sides, Any]:
             return sides, _run(sides, request)
         except Exception as error:
             _blame_metrics(sides, request)
+            if request.preset == "classification" and sides.reference is not None:
+                told = {**sides.left_out, "the training sample": "its classes are others"}
+                sides = replace(sides, reference=None, rows_reference=0, left_out=told)
+                continue
             reasons: dict[str, str] = {}
             while kinds and not reasons and request.preset in ("summary", "quality", "drift"):
                 reasons = _failing(sides, request.preset, kinds.pop(0))

@@ -101,6 +101,9 @@ def _as_words(subject: ModelVersion, sides: list[pd.DataFrame], columns: tuple[s
         first = words[sides[0][label].iloc[0]]
         msg = f"no label of {subject.name} is one of its answers: its labels are like {first!r}"
         raise ReportError(msg, f"Label its predictions with what it answers: {', '.join([*words.values()][:4])}.")
+    if len(only := {*sides[0][label], *sides[0][answer]}) == 1:
+        msg = f"all {len(sides[0]):,} labelled answers of {subject.name} are {words[only.pop()]!r}, as their labels are"
+        raise ReportError(msg, "A classification report takes two classes: wait for more labels.")
     for side in sides:
         for column in columns:
             side[column] = side[column].map(words)

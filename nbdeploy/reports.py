@@ -126,7 +126,7 @@ def report(
     made = WindowReport(
         deployment=name, version=subject.version, preset=preset or "metrics",
         since=_words(since), until=_words(until), rows_current=rows,
-        rows_reference=0 if reference is None else len(reference), sampled=sides.sampled or len(current) < rows, columns=found.sides.facts(),
+        rows_reference=found.sides.rows_reference, sampled=sides.sampled or len(current) < rows, columns=found.sides.facts(),
         metrics=found.metrics, tests=found.tests, left_out=found.sides.left_out, html_path=None, workspace=None,
         created=datetime.now(timezone.utc),
     )  # fmt: skip

@@ -286,7 +286,7 @@ def odd(rows, seed=0):
     })  # fmt: skip
 
 
-@pytest.mark.parametrize("preset", ["quality", "drift"])
+@pytest.mark.parametrize("preset", ["quality", pytest.param("drift", marks=pytest.mark.slow)])
 def test_every_kind_of_column_is_in_the_report_or_it_says_why_not(preset):
     sides = report_frames.prepare(odd(300, 1), odd(400), max_rows=5000, by_distribution=preset == "drift")
     if preset == "drift":  # of few texts it takes seconds each
@@ -315,6 +315,18 @@ def test_names_that_look_the_same_stay_two():
     facts = report_frames.prepare(frame, None, max_rows=9).facts()
 
     assert facts["typical"].to_dict() == {"<a>": 1.5, other: 3.5}
+
+
+def test_a_class_that_training_did_not_have_costs_the_reference_and_not_the_report():
+    now = pd.DataFrame({"label": ["a", "b", "c"] * 20, "said": ["a", "c", "c"] * 20})
+    learned = now[now["label"] != "c"].assign(said="a")
+    task = report_frames.Task("classification", "label", "said", "", ("a", "b", "c"))
+
+    sides = report_frames.prepare(now, learned, max_rows=999, kinds=task.kinds)
+    found = evidently_report.evaluate(sides, "classification", (), task)
+
+    assert found.sides.left_out == {"the training sample": "its classes are others"}
+    assert found.metrics.set_index("metric").loc["Accuracy", "value"] == pytest.approx(2 / 3)
 
 
 # Bad input
@@ -393,6 +405,18 @@ def test_no_string_of_the_data_is_markup_anywhere(every_report, preset):
         assert "<script>alert" not in text
         assert "<img src=x" not in text
         assert "\\u003cimg src=x" not in text
+
+
+@pytest.mark.browser
+def test_every_page_draws_itself_in_a_browser(every_report, lab_browser):
+    errors = []
+    with lab_browser.new_page() as page:
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        for report, _ in every_report.values():
+            page.goto(report.html_path.as_uri())
+            page.wait_for_function("() => document.querySelector('[id^=root_]')?.innerText.length > 50")
+            assert page.locator("img").count() == 0
+    assert errors == []
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022])
