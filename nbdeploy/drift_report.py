@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 
 from nbdeploy import home, report_view
-from nbdeploy.drift_columns import Pair, Side, by_label, pair_up, visible
+from nbdeploy.drift_columns import Pair, by_label, pair_up, visible
 from nbdeploy.drift_result import MIN_ROWS, DriftReport, Group, Verdict, verdict_frame
+from nbdeploy.drift_sides import Side
 from nbdeploy.drift_tests import failed, judged, test_of, verdict_of, warm
 from nbdeploy.drift_words import Change, Seen, change_of, emptied
 from nbdeploy.errors import DriftError, NbdeployError, did_you_mean
@@ -49,6 +50,7 @@ def measure(
     by: Hashable = None,
     against: str = "reference",
     seen: Seen | None = None,
+    left_out: Mapping[Hashable, str] | None = None,
 ) -> DriftReport:
     """Compare every column of `current` with the same column of `reference`.
 
@@ -79,6 +81,8 @@ def measure(
         What the reference is: ``reference``, a version, or a window of the log.
     seen : Seen, optional
         What the sentences call it.
+    left_out : mapping, optional
+        Columns that neither side has, with the reason; they get no verdict.
 
     Returns
     -------
@@ -98,7 +102,7 @@ def measure(
             sides = _chosen(sides, columns)
         pairs, reasons = pair_up(*sides, max_rows=max_rows, seed=seed)
         found, drawn = _evaluate(pairs, page=page)
-    verdicts = _by_column_name(pairs, found, reasons)
+    verdicts = _by_column_name(pairs, found, {**reasons, **(left_out or {})})
     frame = verdict_frame(verdicts)
     sampled = any(side.sampled or len(side.frame) > max_rows for side in sides)
     report = DriftReport(

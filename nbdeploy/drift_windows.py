@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,11 +14,12 @@ import pandas as pd
 
 from nbdeploy import label_log, model_store, prediction_log
 from nbdeploy.answers import PREDICTION
-from nbdeploy.drift_columns import Side
+from nbdeploy.drift_sides import Side
 from nbdeploy.drift_words import Seen
 from nbdeploy.errors import DriftError, did_you_mean
 from nbdeploy.home import reports_folder
 from nbdeploy.log_sample import Sample, take
+from nbdeploy.log_segments import LINES, place
 from nbdeploy.model_store import ModelVersion
 from nbdeploy.signature import Column, Signature
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from nbdeploy.drift_result import DriftReport
 
 MAX_ROWS = 50_000
+LABEL_BYTES = 64 << 20  # about two million labels; more are read where they are asked for
 MORE_ROWS = 1_000_000  # of a number whose distance from the threshold is within the error of the sample
 
 SignatureOf = Callable[[str], Signature | None]
@@ -88,6 +91,11 @@ def drift(
     beside = against_of(name, version, against)
     made = Windows(name, version, signature_of, max_rows)
     chosen = made.chosen(columns)
+    left_out: dict[Hashable, str] = {}
+    if columns is None and (size := made.label_bytes()) > LABEL_BYTES:
+        chosen.remove(made.target)
+        asked = f"columns=[{str(made.target)!r}]"
+        left_out = {made.target: f"not compared: {size >> 20:,} MB of labels are read only when asked for, by {asked}"}
     reference, current = made.sides(since, until, beside, [*chosen, by] if by is not None else chosen)
     if page and html_path is None:
         html_path = reports_folder(name) / f"drift-{version}-{datetime.now(timezone.utc):%Y%m%dT%H%M%S}.html"
@@ -96,6 +104,7 @@ def drift(
         html_path=None if html_path is None else Path(html_path), max_rows=max_rows, page=page,
         columns=chosen if columns is not None else None, by=by,
         against="reference" if beside == Against(version) else beside.text, seen=beside.seen(version, made.answer),
+        left_out=left_out,
     )  # fmt: skip
 
 
@@ -277,6 +286,16 @@ class Windows:
             return made.astype(expected[PREDICTION].dtype)
         except (ValueError, TypeError):
             return made
+
+    def label_bytes(self) -> int:
+        """What the labels take on the disk; 0 where training had none to compare them with."""
+        if not isinstance(self._subject.labels, pd.Series):
+            return 0
+        sizes = 0
+        for path in (place(self._name) / "labels").glob(f"*{LINES}"):
+            with suppress(FileNotFoundError):  # removed meanwhile
+                sizes += path.stat().st_size
+        return sizes
 
     def _has_labels(self) -> bool:
         return next(label_log.history(self._name), None) is not None

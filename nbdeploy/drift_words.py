@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nbdeploy.drift_columns import Pair, Side, inert
+from nbdeploy.drift_columns import Pair, inert
 from nbdeploy.drift_effects import cliffs_delta
+from nbdeploy.drift_sides import Side
 
 MIN_ROWS = 30  # of each side, for a sentence
 _LISTED = 3  # values that a sentence names
@@ -135,7 +136,10 @@ def _numbers(pair: Pair, seen: str, *, drifted: bool) -> list[Fact]:
         found = abs(math.log(width[1] / width[0])) / 4
         between = [f"{say(half[0])} to {say(half[1])}" for half in halves]
         facts.append(
-            (min(found, 1.0), f"{'wider' if wider else 'narrower'}: half of it is {between[1]} instead of {between[0]}")
+            (
+                min(found, 1.0),
+                f"{'wider' if wider else 'narrower'}: half of the values are {between[1]} instead of {between[0]}",
+            )
         )
     return facts
 
@@ -190,7 +194,7 @@ def _categories(pair: Pair, seen: str, *, drifted: bool) -> list[Fact]:
     rows = int(before.sum()), int(now.sum())
     shares = before / max(rows[0], 1), now / max(rows[1], 1)
     named = _named(pair, [str(label) for label in before.index])
-    new = shares[1][(before == 0) & (now > 0)].sort_values(ascending=False)
+    new = shares[1][(before == 0) & (now > 0)].sort_values(ascending=False, kind="stable")
     fresh = float(new.sum())
     notable = fresh >= _NOTABLE and _surely(0.0, fresh, rows)
     had = [named[str(label)] for label in before[before > 0].sort_values(ascending=False, kind="stable").index]
@@ -212,7 +216,7 @@ def _categories(pair: Pair, seen: str, *, drifted: bool) -> list[Fact]:
         )
     if not drifted:
         return facts
-    old = shares[0][(now == 0) & (before > 0)].sort_values(ascending=False)
+    old = shares[0][(now == 0) & (before > 0)].sort_values(ascending=False, kind="stable")
     if (lost := float(old.sum())) >= _NOTABLE:
         facts.append(
             (lost, f"no more {_list([named[str(v)] for v in old.index], len(old))} ({_share(lost)} of the rows before)")

@@ -17,6 +17,7 @@ from nbdeploy.redaction import HIDDEN, SECRET_NAME
 
 SHORTEST = 4  # characters of a value that can be taken out and leave a text that can be read
 SHORTEST_UNASKED = 8  # of a variable that the user did not name
+_NO_SECRETS = {"PWD", "OLDPWD"}  # a shell's working directories, which paths begin with
 _COLOURS = r"(?:\x1b\[[0-9;]*m)*"  # a traceback may be coloured anywhere
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -125,7 +126,9 @@ def known(env: Mapping[str, str], tokens: Iterable[str] = ()) -> Secrets:
     Beside what it is given these are `tokens`, and what our own environment holds under a name like a secret's.
     """
     inherited = (
-        value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= SHORTEST_UNASKED
+        value
+        for name, value in os.environ.items()
+        if SECRET_NAME.search(name) and name not in _NO_SECRETS and len(value) >= SHORTEST_UNASKED
     )
     return Secrets([*env.values(), *tokens, *inherited])
 

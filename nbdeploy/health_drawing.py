@@ -85,7 +85,7 @@ def _page(health: HealthFacts, versions: int, events: int) -> str:
         f'<span style="color:{tone}">{STATES.get(state, "○")} {escaped(state)}</span> '
         f'<span style="{_FAINT}">{escaped(_since(health))}</span></div>'
         f"{_said(health)}"
-        f'<div style="display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:8px;margin:8px 0;align-items:start">'
+        f'<div style="display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,350px),1fr));gap:8px;margin:8px 0;align-items:start">'
         f"{cells}</div>" + "".join(f'<div style="{_FAINT}">{escaped(note)}</div>' for note in _notes(health)) + "</div>"
     )
 
@@ -244,17 +244,24 @@ def _quality_picture(health: HealthFacts, marks: Marks) -> str:
     times = 100 if health.quality.points else 1
     limit = None if gate is None else times * float(gate)
     unit = "%" if health.quality.points else ""
-    return _picture(health, lines, title, marks, unit=unit, limit=limit, limit_name="in the gate")
+    return _picture(health, lines, title, marks, unit=unit, limit=limit, limit_name="in the gate", from_zero=False)
 
 
 def _picture(
     health: HealthFacts, lines: Sequence[plot.Line], title: str, marks: Marks, *, unit: str = "",
-    limit: float | None = None, limit_name: str = "",
+    limit: float | None = None, limit_name: str = "", from_zero: bool = True,
 ) -> str:  # fmt: skip
     if not any(map(_says, lines)):
         return _without(title, "Nothing yet.")
     drawn = plot.over_time(
-        lines, title, unit=unit, limit=limit, limit_name=limit_name, events=marks, span=(health.start, health.end)
+        lines,
+        title,
+        unit=unit,
+        limit=limit,
+        limit_name=limit_name,
+        events=marks,
+        span=(health.start, health.end),
+        from_zero=from_zero,
     )
     return drawn.replace("<svg ", '<svg preserveAspectRatio="xMinYMin" ', 1)
 

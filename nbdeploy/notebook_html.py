@@ -38,6 +38,7 @@ def page(notebook: Any, title: str) -> str:
     title : str
         Of the page.
     """
+    import nbformat
     from jinja2 import DictLoader
     from nbconvert.exporters import HTMLExporter
     from traitlets.config import Config
@@ -58,5 +59,9 @@ def page(notebook: Any, title: str) -> str:
     exporter = HTMLExporter(  # type: ignore[no-untyped-call]
         config=config, extra_loaders=[DictLoader({_NAME: _TEMPLATE})], template_file=_NAME, log=log
     )
-    html, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
+    metadata = {
+        key: value for key, value in notebook.metadata.items() if key != "widgets"
+    }  # what needs code to be seen
+    inert = nbformat.from_dict({**notebook, "metadata": metadata})
+    html, _ = exporter.from_notebook_node(inert, resources={"metadata": {"name": title}})
     return str(html)

@@ -86,6 +86,7 @@ def over_time(
     events: Sequence[tuple[datetime, str]] = (),
     span: tuple[Any, Any] | None = None,
     limit_name: str = "",
+    from_zero: bool = False,
 ) -> str:
     """Lines over time, in UTC. Of many points of a line those that are seen are drawn, of many lines the first 12.
 
@@ -99,6 +100,8 @@ def over_time(
         Marks across the picture; the 40 newest.
     span : tuple of moments, optional
         From when to when. Without it, from the first moment to the last.
+    from_zero : bool
+        The axis of the values begins at 0, as for counts.
     """
     drawn = [_held(line, max(20, _POINTS // max(1, min(len(lines), MAX_LINES)))) for line in lines[:MAX_LINES]]
     marks = [(_nanoseconds([when])[0], text) for when, text in events]
@@ -108,7 +111,7 @@ def over_time(
     legend, more = _legend([(_known(line), colour(line.version), line.dashed) for line in lines[:MAX_LINES]])
     top = _TOP + more + (14 if marks else 0)  # the first row of their names is above all lines
     x = _wide(_scale(ends, _LEFT, WIDTH - _RIGHT), one=len(np.unique(ends)) < 2)
-    y, grid = _upright(drawn, limit, HEIGHT + more - _BOTTOM, top)
+    y, grid = _upright(drawn, [limit, 0.0 if from_zero else None], HEIGHT + more - _BOTTOM, top)
     parts = [*_ticks(y, grid, lambda value: f"{short(value)}{unit and ' ' + unit}"), *_time_axis(x, y), *legend]
     parts += _events(marks, x, y)
     few = sum(len(held[0]) for held in drawn) <= _DOTTED
@@ -218,15 +221,17 @@ def _held(line: Line, at_most: int) -> _Held:
     return found[0], found[1], found[2], found[3]
 
 
-def _upright(drawn: Sequence[_Held], limit: float | None, bottom: float, top: float) -> tuple[_Scale, list[float]]:
-    """The scale of the values, and where it has marks. Intervals that would hide all else are cut off."""
+def _upright(
+    drawn: Sequence[_Held], seen: Sequence[float | None], bottom: float, top: float
+) -> tuple[_Scale, list[float]]:
+    """The scale of the values and of what else is to be `seen`, and where it has marks. Intervals that would hide all else are cut off."""
     values = [held[1] for held in drawn]
     for held, q in ((2, 0.1), (3, 0.9)):
         ends = np.concatenate([line[held] for line in drawn] or [np.zeros(0)])
         ends = ends[np.isfinite(ends)]
         if len(ends):
             values.append(np.quantile(ends, [q]))
-    values.append(np.array([limit if limit is not None else np.nan], dtype=float))
+    values.append(np.array([np.nan if each is None else each for each in seen], dtype=float))
     every = np.concatenate(values)
     every = every[np.isfinite(every)]
     if not len(every):
@@ -304,10 +309,18 @@ _MOST_TICKS = 7
 
 def _time_axis(x: _Scale, y: _Scale) -> list[str]:
     parts = [_line(_LEFT, y.start, WIDTH - _RIGHT, y.start, FAINT)]
+    taken = -math.inf  # how far right the names reach
     for when, text in time_ticks(x.low, x.high):
-        at = x(when)
-        anchor = "start" if at < _LEFT + 14 else "end" if at > WIDTH - _RIGHT - 14 else "middle"
-        parts += [_line(at, y.start, at, y.start + 4, FAINT), _text(at, y.start + 17, text, anchor)]
+        at, wide = x(when), len(text) * _SIZES[False]
+        anchor, left = "middle", at - wide / 2
+        if at < _LEFT + 14:
+            anchor, left = "start", at
+        elif at > WIDTH - _RIGHT - 14:
+            anchor, left = "end", at - wide
+        parts.append(_line(at, y.start, at, y.start + 4, FAINT))
+        if left > taken + 4:
+            parts.append(_text(at, y.start + 17, text, anchor))
+            taken = left + wide
     return [*parts, _text(4, y.start + 17, "UTC", faint=True)]
 
 
@@ -339,9 +352,10 @@ def _tick(moment: Any, step: int, before: Any) -> str:
             f"{_MONTHS[moment.month - 1]} {moment.year}" if new else _MONTHS[moment.month - 1])  # fmt: skip
     if step >= _DAY:
         return f"{day} {moment.year}" if before is None or before.year != moment.year else day
+    clock = f"{moment:%H:%M:%S}" if step < 60 * _SECOND else f"{moment:%H:%M}"
     if before is None or before.date() != moment.date():
-        return day if before is not None and moment == moment.normalize() else f"{day} {moment:%H:%M}"
-    return f"{moment:%H:%M:%S}" if step < 60 * _SECOND else f"{moment:%H:%M}"
+        return day if before is not None and moment == moment.normalize() else f"{day} {clock}"
+    return clock
 
 
 def _months(low: float, high: float) -> list[int]:

@@ -14,6 +14,7 @@ import papermill
 import pytest
 
 import nbdeploy
+from gates import write_gate
 from nbdeploy import __main__, frameworks, verbs
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +38,25 @@ X_new = holdout[features].head(200)
 columns = make_column_transformer((StandardScaler(), features[:2]), (OneHotEncoder(handle_unknown="ignore"), features[2:]))
 model = make_pipeline(columns, LogisticRegression()).fit(X_train, y_train)
 model2 = make_pipeline(columns, LogisticRegression(C=10)).fit(X_train, y_train)
+"""
+
+
+# What the README retrains with; its inputs and its target are those of SETUP.
+TRAIN = """
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.compose import make_column_transformer
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+import nbdeploy
+
+rows = pd.read_parquet(data)
+X, y = rows.drop(columns=target), rows[target]
+columns = make_column_transformer(
+    (StandardScaler(), ["dep_delay", "distance"]), (OneHotEncoder(handle_unknown="ignore"), ["carrier", "origin"])
+)
+nbdeploy.save(make_pipeline(columns, LogisticRegression()).fit(X, y), "flight-delay", X, y, progress=False)
 """
 
 
@@ -139,11 +159,13 @@ def test_the_code_in_the_readme_runs(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
 
+    write_gate(tmp_path / "train.ipynb", ('data = ""\ntarget = ""', "parameters"), TRAIN)
+
     # The first block is the promise, the rest is the story: it deploys once.
     _run(["%load_ext nbdeploy", *_blocks(README)[1:]], tmp_path)
 
     commands = re.findall(r"^\$ nbdeploy (.*)$", README.read_text(), re.MULTILINE)
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         assert __main__.main(shlex.split(command)) == 0, (command, capfd.readouterr())
 

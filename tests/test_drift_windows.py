@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pandas as pd
 import pytest
 
 import nbdeploy
-from nbdeploy import drift_report, label_log, log_sample, model_store, prediction_log, routing, watching
+from nbdeploy import drift_report, drift_windows, label_log, log_sample, model_store, prediction_log, routing, watching
 from nbdeploy.__main__ import main
 from nbdeploy.errors import DriftError, NotFound
 from nbdeploy.log_segments import place
@@ -267,6 +269,18 @@ def test_a_few_labels_are_too_few(deployment):
     assert drift().columns.loc["late", "method"] == "too few rows: 7 of the 30 it takes"
 
 
+def test_many_labels_are_read_only_when_they_are_asked_for(deployment, monkeypatch):
+    ids = log(flights(600, seed=5))
+    label_log.add(NAME, dict.fromkeys(ids, True))
+    monkeypatch.setattr(drift_windows, "LABEL_BYTES", 1000)
+
+    unasked, asked = drift(), drift(columns=["late"])
+
+    assert unasked.columns.loc["late", "drifted"] is None
+    assert "MB of labels are read only when asked for, by columns=['late']" in unasked.columns.loc["late", "method"]
+    assert asked.columns.loc["late", "drifted"]
+
+
 def test_labels_that_nobody_asked_for_are_not_read(deployment, monkeypatch):
     ids = log(flights(60))
     label_log.add(NAME, dict.fromkeys(ids, True))
@@ -428,3 +442,17 @@ def test_a_shell_takes_the_same(deployment, tmp_path):
     assert f"`month`: all July; {window} had only January" in told["changes"]
     assert {group["value"] for group in told["groups"]} == {"AA", "DL", "UA"}
     assert Path(told["html_path"] or tmp_path) == tmp_path
+
+
+@pytest.mark.slow
+def test_a_report_on_a_log_of_two_million_rows_holds_a_piece_of_it_at_a_time():
+    benchmark = Path(__file__).parent.parent / "benchmarks" / "drift.py"
+    done = subprocess.run(
+        [sys.executable, str(benchmark), "--log", "2000000"], capture_output=True, text=True, check=True
+    )
+
+    rows, peak, before = re.search(
+        r"all of it +(\S+) rows .* (\d+) MB at its peak \((\d+) before", done.stdout
+    ).groups()
+    assert rows == "2,000,000"
+    assert int(peak) - int(before) < 400

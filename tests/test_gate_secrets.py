@@ -63,6 +63,15 @@ def texts_below(*folders: Path):
                 yield path, path.read_bytes().decode(errors="replace")
 
 
+def test_the_working_directory_is_no_secret(tmp_path, monkeypatch):
+    monkeypatch.setenv("PWD", str(tmp_path))
+    monkeypatch.setenv("DB_PWD", "hunter2hunter2")
+
+    hidden = gate_secrets.known({}).hide(f"hunter2hunter2 in {tmp_path}")
+
+    assert hidden == f"*** in {tmp_path}"
+
+
 def test_five_canaries_are_nowhere_in_what_a_gate_leaves(tmp_path, monkeypatch, capfd):
     notebook = write_gate(tmp_path / "tells.ipynb", CHECK, TELLS, RAISES)
     (tmp_path / "reports").mkdir()

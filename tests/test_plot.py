@@ -141,6 +141,15 @@ def test_a_limit_and_events_are_marked_and_named():
     assert min(float(text) for text in texts(picture) if re.fullmatch(r"[\d.]+", text)) <= 0.7
 
 
+def test_an_axis_of_counts_begins_at_zero():
+    def marks(**options):
+        found = texts(over_time([Line("", DAYS, np.full(30, 13.0))], "t", **options))
+        return [float(text) for text in found if re.fullmatch(r"[\d.]+", text)]
+
+    assert min(marks(from_zero=True)) == 0
+    assert min(marks()) > 0
+
+
 def test_an_interval_that_is_far_too_wide_does_not_hide_the_line():
     values = np.linspace(0, 1, 30)
     low, high = values - 0.1, values + 0.1
@@ -152,7 +161,12 @@ def test_an_interval_that_is_far_too_wide_does_not_hide_the_line():
 @pytest.mark.parametrize(
     ("start", "end", "told"),
     [
-        ("2026-07-01 10:00:00", "2026-07-01 10:00:20", ["1 Jul 10:00", "10:00:05", "10:00:10", "10:00:15", "10:00:20"]),
+        ("2026-07-01 09:59:51", "2026-07-01 10:00:12", ["1 Jul 09:59:55", "10:00:00", "10:00:05", "10:00:10"]),
+        (
+            "2026-07-01 10:00:00",
+            "2026-07-01 10:00:20",
+            ["1 Jul 10:00:00", "10:00:05", "10:00:10", "10:00:15", "10:00:20"],
+        ),
         ("2026-07-01 10:07", "2026-07-01 13:01", ["1 Jul 10:30", "11:00", "11:30", "12:00", "12:30", "13:00"]),
         ("2026-07-01 20:00", "2026-07-02 05:00", ["1 Jul 21:00", "2 Jul", "03:00"]),
         ("2026-12-30", "2027-01-02", ["30 Dec 00:00", "12:00", "31 Dec", "12:00", "1 Jan", "12:00", "2 Jan"]),
@@ -164,6 +178,20 @@ def test_an_interval_that_is_far_too_wide_does_not_hide_the_line():
 def test_the_axis_is_marked_where_people_would(start, end, told):
     found = time_ticks(pd.Timestamp(start).value, pd.Timestamp(end).value)
     assert [text for _, text in found] == told
+
+
+def test_names_of_the_axis_do_not_stand_on_each_other():
+    when = pd.date_range("2026-11-30 00:58:15", periods=6, freq="s")
+    picture = over_time([Line("", when, range(6))], "t")
+    named = [(float(at), anchor, text) for at, anchor, text in re.findall(
+        r'<text x="([\d.]+)" y="213.0"[^>]*text-anchor="(\w+)"[^>]*>([^<]+)<', picture) if text != "UTC"]  # fmt: skip
+    assert named[0][2] == "30 Nov 00:58:15"
+    ends = -1.0
+    for at, anchor, text in named:
+        wide = 5.6 * len(text)
+        left = at - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
+        assert left > ends
+        ends = left + wide
 
 
 @pytest.mark.parametrize("seconds", [3 * 10**k for k in range(9)])

@@ -37,6 +37,7 @@ MODEL = """class Sum:
         return X["a"].to_numpy() * 2.0 + self.shift
 """
 SAVE = "nbdeploy.deploy(Sum(shift), name, X, y, progress=False)"
+ELSE = "import os\nos.environ.pop('NBDEPLOY_RETRAINING')\nnbdeploy.save(Sum(shift), name, X, y, progress=False)"
 
 
 class Half:
@@ -106,13 +107,15 @@ def tags():
 # What comes out --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # the story of test_retrain_notebook.py is the short one
 @pytest.mark.timeout(120)
 def test_what_the_notebook_saves_is_judged_on_newer_rows_and_is_a_candidate_that_answers_nobody():
     look = "print(len(rows), target, since, list(rows), rows.dtypes.astype(str).tolist(), rows['n'].max())"
-    result = retrain(write(look, MODEL, SAVE), parameters={"shift": "0.25"}, since="2h")
+    result = retrain(write(look, MODEL, SAVE, ELSE), parameters={"shift": "0.25"}, since="2h")
 
     assert result.passed, result
     assert result.version.tag == "shop:v2"
+    assert tags() == ["v3", "v2", "v1"]  # and the newest is somebody else's
     assert (result.rows, result.held_out, result.target, result.of) == (160, 40, "price", "v1")
     executed = result.executed.notebook.read_text()
     types = "['float64', 'category', 'int32', 'float64']"
