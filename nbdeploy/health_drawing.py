@@ -25,7 +25,7 @@ _FONT = "var(--jp-ui-font-family,system-ui,sans-serif)"
 _FAINT = "color:var(--jp-ui-font-color2,#808080)"
 _BORDER = "1px solid var(--jp-border-color2,rgba(128,128,128,.3))"
 _BAD, _GOOD = "var(--jp-error-color1,#d32f2f)", "var(--jp-success-color1,#388e3c)"
-_CELL = f"text-align:left;padding:2px 14px 2px 0;border-bottom:{_BORDER}"
+_CELL = f"text-align:left;white-space:nowrap;padding:2px 14px 2px 0;border-bottom:{_BORDER}"
 _COLUMNS = ("version", "share", "requests", "errors", "refused", "p50", "p99")
 
 
@@ -343,7 +343,8 @@ def _quality(health: HealthFacts) -> list[plot.Line]:
     times = 100 if health.quality.points else 1
     lines = []
     for (version, estimated), mine in windows.groupby(["version", "estimated"], sort=True):
-        middle = mine["start"] + (mine["end"] - mine["start"]) / 2
+        # Its windows begin where the clock's do, so the first and the last may reach beyond the page.
+        middle = (mine["start"] + (mine["end"] - mine["start"]) / 2).clip(health.start, health.end)
         name = f"{version}, estimated" if estimated else str(version)
         value, low, high = (list(times * mine[key]) for key in ("value", "low", "high"))
         lines.append(plot.Line(name, list(middle), value, low, high, version=str(version), dashed=bool(estimated)))
