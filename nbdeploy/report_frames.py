@@ -316,7 +316,7 @@ def _facts(values: pd.Series, kind: Kind) -> dict[str, Any]:
     if kind == "number":
         return facts | {"typical": float(held.mean()), "low": float(held.min()), "high": float(held.max())}
     if kind == "moment":
-        return facts | {"low": str(held.min()), "high": str(held.max())}
+        return facts | {"low": f"{held.min():%Y-%m-%d %H:%M}", "high": f"{held.max():%Y-%m-%d %H:%M}"}
     if kind == "category":
         return facts | {"typical": str(held.value_counts().index[0])}
     return facts

@@ -124,6 +124,7 @@ class WindowReport:
             )
             for place, (head, cells, more) in enumerate(self._tables())
         ]
+        parts = [parts[0], *(f'<div style="margin-top:12px">{part}</div>' for part in parts[1:])]
         parts += [f'<p class="nbdeploy-static">{html.escape(visible(line))}</p>' for line in self._notes()]
         if self.html_path:
             parts.append(f'<p class="nbdeploy-static">Full report: {report_view.link_to(self.html_path)}</p>')
