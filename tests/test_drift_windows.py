@@ -445,6 +445,7 @@ def test_a_shell_takes_the_same(deployment, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_report_on_a_log_of_two_million_rows_holds_a_piece_of_it_at_a_time():
     benchmark = Path(__file__).parent.parent / "benchmarks" / "drift.py"
     done = subprocess.run(
