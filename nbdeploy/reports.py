@@ -69,7 +69,8 @@ def report(
     html_path : path, optional
         Where Evidently's whole page goes; by default ``nbdeploy-reports/NAME/`` in the working directory.
     workspace : path, optional
-        An Evidently workspace that gets it too, for ``evidently ui --workspace``.
+        An Evidently workspace that gets it too, for ``evidently ui --workspace``; a notebook gets it as its parameter
+        ``workspace``.
     notebook : path or True, optional
         Run this notebook instead, by Papermill, and keep it and its page in a dated folder below
         ``nbdeploy-reports/NAME/``; True is the one on drift that comes with nbdeploy.
@@ -97,11 +98,13 @@ def report(
             "metrics": metrics,
             "version": version,
             "html_path": html_path,
-            "workspace": workspace,
         }
-        return _notebook(
-            name, notebook or True, parameters, (since, until), [key for key, value in options.items() if value]
-        )
+        if unused := [key for key, value in options.items() if value]:
+            msg = f"a notebook decides by itself what it reports: {unused[0]} is not for it"
+            raise ReportError(msg, "Leave it out, or give the notebook a parameter.")
+        if workspace:  # it runs in a folder of its own
+            parameters = {**(parameters or {}), "workspace": str(evidently_workspace.place_of(workspace))}
+        return _notebook(name, notebook or True, parameters, (since, until))
     _check(preset, max_rows)
     if workspace:
         evidently_workspace.place_of(workspace)
@@ -146,11 +149,7 @@ def _notebook(
     notebook: Path | str | bool,
     parameters: Mapping[str, object] | None,
     window: tuple[Any, Any],
-    unused: list[str],
 ) -> Executed:
-    if unused:
-        msg = f"a notebook decides by itself what it reports: {unused[0]} is not for it"
-        raise ReportError(msg, "Leave it out, or give the notebook a parameter.")
     path = None if notebook is True else Path(str(notebook))
     if path is not None and path.name == notebook_run.DEFAULT and not path.exists():
         path = None  # the one that comes with nbdeploy, wherever that is

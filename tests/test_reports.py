@@ -488,6 +488,8 @@ def test_a_notebook_may_be_the_report_and_one_that_fails_is_kept(airline, capsys
     told = json.loads(capsys.readouterr().out)
     assert "ZeroDivisionError" in told["error"]
     assert f"{NAME} 7d 42" in Path(told["html"]).read_text()
+    with pytest.raises(nbdeploy.NbdeployError, match="'workspace'"):  # it declares none
+        nbdeploy.report(NAME, notebook="mine.ipynb", workspace=airline / "workspace")
     assert Path(told["notebook"]).parent.parent == airline / "nbdeploy-reports" / NAME
 
 

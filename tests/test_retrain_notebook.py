@@ -71,8 +71,11 @@ def test_the_story_of_a_retraining_keeps_what_it_says(tmp_path, monkeypatch):
     assert Path("executed.ipynb").stat().st_size < LARGEST_NOTEBOOK
 
     # The report that comes with nbdeploy, on the same log.
-    report = notebook_run.report_notebook("air-time", since="1h", parameters={"by": "origin"}, progress=False)
+    report = nbdeploy.report(
+        "air-time", notebook=True, since="1h", parameters={"by": "origin"}, workspace=tmp_path / "workspace"
+    )
     assert report.passed, report
+    assert len(list((tmp_path / "workspace").glob("*/snapshots/*.json"))) == 2  # of the drift and of the data
     page = report.html.read_text()
     shown = page[page.index("<main>") :]
     assert "nbdeploy.drift(" not in shown
