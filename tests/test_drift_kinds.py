@@ -112,7 +112,7 @@ def arrow(kind, values):
 TRIPS = {
     "datetime64": (hours, "dates as days"),
     "datetime64 of a zone": (lambda s, n: hours(s, n).dt.tz_localize("Europe/Berlin"), "dates as days"),
-    "datetimes": (lambda s, n: hours(s, n).dt.to_pydatetime().tolist(), "dates as days"),
+    "datetimes": (lambda s, n: [moment.to_pydatetime() for moment in hours(s, n)], "dates as days"),
     "dates": (lambda s, n: pd.Series(hours(s, n).dt.date, dtype=object), "dates as days"),
     "periods": (lambda s, n: hours(s, n).dt.to_period("D"), "dates as days"),
     "timestamp[pyarrow]": (lambda s, n: arrow(pa.timestamp("us"), hours(s, n)), "dates as days"),

@@ -207,6 +207,7 @@ def queries(dashboard):
 
 
 def test_grafanas_own_classes_read_the_dashboard_whole(shop):
+    pytest.importorskip("grafana_foundation_sdk", reason="needs Python 3.11")
     from grafana_foundation_sdk.cog.encoder import JSONEncoder
     from grafana_foundation_sdk.models.dashboard import Dashboard
 
