@@ -166,7 +166,7 @@ def _are_sampled(sides: Columns, picks: tuple[Any, ...]) -> bool:
 
 
 def _pair(column: Hashable, label: str, sides: Columns, picks: tuple[Any, ...]) -> Pair | str:
-    kinds = [_kind(side.cells) for side in sides]
+    kinds = [kind_of(side.cells) for side in sides]
     make: Callable[..., Pair | str] = _categories
     if "empty" in kinds:
         return _REASONS["empty"].format(side=f"in the {'reference' if kinds[0] == 'empty' else 'window'}")
@@ -197,7 +197,8 @@ def _pair(column: Hashable, label: str, sides: Columns, picks: tuple[Any, ...]) 
     return make(column, label, sides, picks)
 
 
-def _kind(values: pd.Series) -> str:
+def kind_of(values: pd.Series) -> str:
+    """What the values of a column are: text, flag, whole, number, label, moment, span, clock, other; or empty."""
     dtype = values.dtype
     if not values.notna().any():
         return "empty"

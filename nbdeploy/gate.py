@@ -71,17 +71,7 @@ class Job:
 
 
 class GateRun(NotebookThread[GateResult]):
-    """A gate that runs in a thread of its own. It ends with its caller: no kernel outlives the process.
-
-    Attributes
-    ----------
-    done : bool
-        Whether there is a verdict, or a reason why there is none.
-    progress : tuple of int
-        How many of its cells are done, and how many there are.
-    state : str
-        What it is doing: the heading above the current cell.
-    """
+    """A gate that runs in a thread of its own; see `nbdeploy.notebook_thread.NotebookThread`."""
 
     noun = "gate"
 

@@ -275,18 +275,6 @@ def table_of(header: Header, version: str, entries: Sequence[Mapping[str, Any]])
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def with_purpose(table: pa.Table) -> pa.Table:
-    """A table of the log as it is now: in older files the last column says whether a gate asked."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    last = table.num_columns - 1
-    if not pa.types.is_boolean(table.schema.field(last).type):
-        return table
-    name = own_column("purpose", table.column_names[: -len(OWN)])
-    return table.set_column(last, name, pc.if_else(table.column(last), "gate", ""))
-
-
 def frame_table(header: Header, frame: pd.DataFrame) -> pa.Table:
     """The rows of a frame, whose columns are the header's by name or label, as `packed` takes them."""
     import pyarrow as pa

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from nbdeploy.drift_columns import inert
+from nbdeploy.drift_columns import inert, kind_of
 
 Kind = Literal["number", "category", "text", "moment"]
 
@@ -236,27 +236,11 @@ def _reads_as_numbers(values: pd.Series) -> bool:
 
 
 def _found(values: pd.Series) -> str:
-    dtype = values.dtype
-    if not values.notna().any():
-        return "nothing"
-    if isinstance(dtype, pd.CategoricalDtype):
+    found = kind_of(values)
+    if found == "moment" and isinstance(values.dtype, pd.PeriodDtype):
         return "label"
-    if isinstance(dtype, pd.StringDtype):
-        return "text"
-    kind = pd.api.types.infer_dtype(values, skipna=True)
-    words = {
-        "string": "text", "boolean": "label", "integer": "whole", "floating": "number", "decimal": "number",
-        "mixed-integer-float": "number", "integer-na": "whole", "complex": "other", "bytes": "other", "interval": "label",
-        "datetime64": "moment", "datetime": "moment", "date": "moment", "period": "label", "time": "label",
-        "timedelta": "duration", "timedelta64": "duration",
-    }  # fmt: skip
-    if words.get(kind) == "duration":
-        return "number"
-    return words.get(kind) or ("label" if values.dropna().map(_is_scalar).all() else "other")
-
-
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, (str, bool, int, float)) or bool(pd.api.types.is_number(value))
+    # Here a flag is shown by its values, and a duration in seconds.
+    return {"empty": "nothing", "flag": "label", "clock": "label", "span": "number"}.get(found, found)
 
 
 def _are_few(parts: list[pd.Series]) -> bool:
